@@ -1,0 +1,252 @@
+"""The node agent: a detached Ray actor that prepares one node, starts its supervisor and speaks for it.
+
+It works on its own: once created it goes on whether or not a control plane is there. When its node fails it tells
+the other nodes' agents itself, so that nobody waits for a collective's time-out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from cluster.launch import LaunchPlan
+from cluster.processes import end_by_environment, find_by_environment
+from cluster.supervisor import ENDED_FILE, ENV_SUPERVISES, START_FILE, write_ended
+from jobs.contract import ENV_TOKEN, Exit
+
+NAMESPACE = "rexctl"
+_SUPERVISOR_END_S = 10.0  # a supervisor that lost its agent ends its tree in well under a second
+
+
+def agent_name(job: str, attempt: int, node_rank: int) -> str:
+    return f"agent/{job}/{attempt}/{node_rank}"
+
+
+class Agent:
+    """One node of one attempt. All public methods return at once; they run beside the working thread."""
+
+    def __init__(self, plan_json: str, node_rank: int) -> None:
+        self._plan = LaunchPlan.from_json(plan_json)
+        self._rank = node_rank
+        self._directory = Path(self._plan.directory(node_rank))
+        self._lock = threading.Lock()
+        self._link: socket.socket | None = None
+        self._master: tuple[str, int] | None = None
+        self._phase = "preparing"
+        self._ranks: dict[str, dict[str, Any]] = {}
+        self._ended: dict[str, Any] | None = None
+        self._stop: tuple[str, float] | None = None
+        self._started: dict[str, Any] = {}
+        self._thread = threading.Thread(target=self._work, name="agent", daemon=True)
+        self._thread.start()
+
+    # -- called from outside
+
+    def poll(self) -> dict[str, Any]:
+        """Where this node is: phase, each local rank's newest heartbeat, and how it ended once it has."""
+        with self._lock:
+            return {
+                "node_rank": self._rank,
+                "host": socket.gethostname(),
+                "directory": str(self._directory),
+                "phase": self._phase,
+                "started": self._started,
+                "ranks": dict(self._ranks),
+                "ended": self._ended,
+            }
+
+    def master(self) -> tuple[str, int] | None:
+        """Address and port of msrun's scheduler once node 0 has chosen them."""
+        return self._master
+
+    def stop(self, why: str, grace_s: float) -> None:
+        """Drain and end this node's workers; asking again is harmless and may shorten the grace."""
+        with self._lock:
+            self._stop = (why, grace_s)
+            self._send_stop()
+
+    # -- the working thread
+
+    def _work(self) -> None:
+        try:
+            self._prepare()
+            self._find_master()
+            link = self._start_supervisor()
+            if link is not None:
+                self._listen(link)
+        except PrepareFailed as failure:
+            self._end({"fault": {"rank": None, "code": failure.code}, "message": str(failure)})
+        except Exception as error:  # the thread must not die silently: whatever it was ends the attempt, by name
+            self._end({"fault": {"rank": None, "code": None}, "message": f"agent: {type(error).__name__}: {error}"})
+        self._tell_peers()
+
+    def _prepare(self) -> None:
+        for name in ("logs", "reports", "cwd"):
+            (self._directory / name).mkdir(parents=True, exist_ok=True)
+        if not self._plan.prepare:
+            return
+        log_path = self._directory / "prepare.log"
+        with open(log_path, "ab") as log:
+            done = subprocess.run(
+                [sys.executable, *self._plan.prepare], stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/"
+            )
+        if done.returncode != 0:
+            lines = log_path.read_text(errors="replace").strip().splitlines()
+            raise PrepareFailed(
+                f"preparing {socket.gethostname()} failed: {lines[-1] if lines else 'no output'}", done.returncode
+            )
+
+    def _find_master(self) -> None:
+        if self._rank == 0:
+            address = ray.util.get_node_ip_address()
+            with socket.socket() as probe:
+                probe.bind((address, 0))
+                self._master = (address, int(probe.getsockname()[1]))
+            return
+        while self._master is None and self._stop is None:
+            try:
+                first = ray.get_actor(agent_name(self._plan.job, self._plan.attempt, 0), namespace=NAMESPACE)
+                answer = ray.get(first.master.remote(), timeout=10)
+            except (ValueError, ray.exceptions.GetTimeoutError):
+                answer = None  # not there yet: the gang's nodes start in any order
+            self._master = tuple(answer) if answer else None
+            if self._master is None:
+                time.sleep(0.2)
+
+    def _start_supervisor(self) -> socket.socket | None:
+        with self._lock:
+            if self._stop is not None or self._master is None:
+                self._phase, self._ended = "ended", self._blank_record(self._stop[0] if self._stop else None)
+                write_ended(self._directory, self._ended)
+                return None
+            start = {
+                "plan": self._plan.to_json(),
+                "node_rank": self._rank,
+                "master_addr": self._master[0],
+                "master_port": self._master[1],
+            }
+            (self._directory / START_FILE).write_text(json.dumps(start, indent=1))
+            ours, theirs = socket.socketpair()
+            with theirs:
+                subprocess.run(
+                    [sys.executable, "-m", "cluster.supervisor", str(self._directory), str(theirs.fileno())],
+                    pass_fds=(theirs.fileno(),),
+                    stdin=subprocess.DEVNULL,
+                    env={**os.environ, ENV_SUPERVISES: self._plan.token},
+                    check=True,
+                )
+            self._link, self._phase = ours, "starting"
+            return ours
+
+    def _listen(self, link: socket.socket) -> None:
+        """Hand on what the supervisor says until it says how it ended, or is gone."""
+        with link.makefile("rb") as lines:
+            for line in lines:
+                message = json.loads(line)
+                kind = message.pop("kind")
+                if kind == "fault":
+                    self._tell_peers()
+                with self._lock:
+                    if kind == "started":
+                        self._started = message
+                    elif kind == "heartbeat":
+                        self._phase = "running"
+                        self._ranks[str(message["rank"])] = message
+                    elif kind == "ended":
+                        self._phase, self._ended = "ended", message["record"]
+                        return
+        self._end({"fault": {"rank": None, "code": None}, "message": "the supervisor was killed"})
+
+    # -- ends
+
+    def _blank_record(self, why: str | None) -> dict[str, Any]:
+        return {
+            "node_rank": self._rank,
+            "stop_why": why,
+            "fault": None,
+            "outcomes": [],
+            "msrun_exit": None,
+            "survivors": [],
+            "at": time.time(),
+        }
+
+    def _end(self, said: dict[str, Any]) -> None:
+        """End without (or after the death of) a supervisor: sweep, and leave the record it would have left."""
+        survivors = end_by_environment(ENV_TOKEN, self._plan.token)
+        record = {**self._blank_record(self._stop[0] if self._stop else None), **said, "survivors": survivors}
+        for path in sorted((self._directory / "reports").glob("outcome_*.json")):
+            record["outcomes"].append(json.loads(path.read_text()))
+        if self._directory.is_dir():
+            write_ended(self._directory, record)
+        with self._lock:
+            self._phase, self._ended = "ended", record
+
+    def _send_stop(self) -> None:
+        """Pass a wanted stop on; the caller holds the lock."""
+        if self._link is None or self._stop is None or self._ended is not None:
+            return
+        why, grace_s = self._stop
+        line = json.dumps({"do": "stop", "why": why, "grace_s": grace_s}) + "\n"
+        try:
+            self._link.sendall(line.encode())
+        except OSError:
+            return  # the supervisor is gone: the listening thread sees the same and writes the record
+
+    def _tell_peers(self) -> None:
+        """A fault on this node ends the gang on the others, at once."""
+        if self._ended is not None and not _failed(self._ended):
+            return
+        for peer in range(self._plan.nodes):
+            if peer == self._rank:
+                continue
+            try:
+                actor = ray.get_actor(agent_name(self._plan.job, self._plan.attempt, peer), namespace=NAMESPACE)
+                actor.stop.remote("peer_fault", 0.0)
+            except ValueError:
+                continue  # that agent is gone, and its supervisor ends with it
+
+
+class PrepareFailed(Exception):
+    """The node could not be made ready; `code` is the preparing command's exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def _failed(record: dict[str, Any]) -> bool:
+    codes = [outcome["code"] for outcome in record["outcomes"] if outcome["rank"] >= 0]
+    return record["fault"] is not None or not codes or any(code not in (Exit.DONE, Exit.DRAINED) for code in codes)
+
+
+def certify(plan_json: str, node_rank: int) -> dict[str, Any]:
+    """Teardown certificate of a node whose agent died: wait for its supervisor's end, sweep, read its record."""
+    plan = LaunchPlan.from_json(plan_json)
+    directory = Path(plan.directory(node_rank))
+    deadline = time.monotonic() + _SUPERVISOR_END_S
+    while find_by_environment(ENV_SUPERVISES, plan.token) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    survivors = end_by_environment(ENV_SUPERVISES, plan.token) + end_by_environment(ENV_TOKEN, plan.token)
+    path = directory / ENDED_FILE
+    if path.exists():
+        record: dict[str, Any] = json.loads(path.read_text())
+        return {**record, "survivors": survivors}
+    return {
+        "node_rank": node_rank,
+        "stop_why": None,
+        "fault": {"rank": None, "code": None},
+        "message": "the agent died",
+        "outcomes": [],
+        "msrun_exit": None,
+        "survivors": survivors,
+        "at": time.time(),
+    }

@@ -1,0 +1,203 @@
+"""Gangs on Ray: place all nodes of an attempt or none, reach their agents, let them go.
+
+A gang is a detached placement group with one bundle a node, each pinned to the node that the scheduler chose, and a
+detached named agent in each bundle. Everything is found again by name, so a restarted control plane goes on where the
+last one stopped, and doing a thing twice does it once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import ray
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError
+from ray.util import get_placement_group, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+from cluster.agent import NAMESPACE, Agent, agent_name, certify
+from cluster.launch import LaunchPlan
+from jobs.errors import ClusterUnreachable
+
+_POLL_S = 2.0
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A node as Ray knows it. `alive` false is Ray's word, which is no proof."""
+
+    id: str
+    host: str
+    address: str
+    cpus: float
+    npus: float
+    alive: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeView:
+    """What is known of one node of an attempt.
+
+    answer: "report" (see report), "pending" (its agent was never reached: Ray is still placing it), "unreachable"
+    (does not answer now, which proves nothing), "dead" (Ray says that the agent ended).
+    """
+
+    node_rank: int
+    answer: str
+    report: dict[str, Any] | None = None
+    detail: str = ""
+
+
+def _translated(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Ray's own failures are one thing to us: not knowing."""
+
+    @wraps(function)
+    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return function(*args, **kwargs)
+        except (RayError, ConnectionError, TimeoutError) as error:
+            raise ClusterUnreachable(f"Ray did not answer {function.__name__}: {error}") from error
+
+    return wrapper
+
+
+class Gangs:
+    """The connection to one Ray cluster."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._agents: dict[tuple[str, int, int], Any] = {}
+
+    @_translated
+    def connect(self) -> None:
+        """(Re)connect; ClusterUnreachable if the cluster does not answer."""
+        if ray.is_initialized():
+            ray.shutdown()
+        self._agents.clear()
+        ray.init(
+            address=self.address,
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+        )
+
+    @_translated
+    def nodes(self) -> list[Node]:
+        """Every node that Ray has known, dead ones included."""
+        return [
+            Node(
+                id=entry["NodeID"],
+                host=entry["NodeManagerHostname"],
+                address=entry["NodeManagerAddress"],
+                cpus=entry["Resources"].get("CPU", 0.0),
+                npus=entry["Resources"].get("NPU", 0.0),
+                alive=entry["Alive"],
+            )
+            for entry in ray.nodes()
+        ]
+
+    @_translated
+    def launch(self, plan: LaunchPlan, node_ids: tuple[str, ...]) -> None:
+        """Ask Ray for the gang and its agents; returns before they are there. Idempotent."""
+        group_name = f"gang/{plan.job}/{plan.attempt}"
+        cpus = plan.workers_per_node * plan.cpus_per_worker
+        resources = {"NPU": float(plan.npus_per_node)} if plan.npus_per_node else {}
+        try:
+            group = get_placement_group(group_name)
+        except ValueError:
+            group = placement_group(
+                [{"CPU": float(cpus), **resources}] * plan.nodes,
+                strategy="STRICT_SPREAD",
+                name=group_name,
+                lifetime="detached",
+                bundle_label_selector=[{"ray.io/node-id": node_id} for node_id in node_ids],
+            )
+        for node_rank in range(plan.nodes):
+            actor = ray.remote(Agent).options(
+                name=agent_name(plan.job, plan.attempt, node_rank),
+                namespace=NAMESPACE,
+                lifetime="detached",
+                get_if_exists=True,
+                num_cpus=cpus,
+                resources=resources,
+                max_restarts=0,
+                max_concurrency=4,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=node_rank),
+            )
+            self._agents[plan.job, plan.attempt, node_rank] = actor.remote(plan.to_json(), node_rank)
+
+    def _agent(self, job: str, attempt: int, node_rank: int) -> Any | None:
+        """The agent's handle; None if Ray has none of that name."""
+        key = (job, attempt, node_rank)
+        if key not in self._agents:
+            try:
+                self._agents[key] = ray.get_actor(agent_name(*key), namespace=NAMESPACE)
+            except ValueError:
+                return None
+        return self._agents[key]
+
+    @_translated
+    def poll(self, attempts: Iterable[tuple[str, int, int]]) -> dict[tuple[str, int], list[NodeView]]:
+        """What every node of every given (job, attempt, number of nodes) says, asked all at once."""
+        views: dict[tuple[str, int], list[NodeView]] = {}
+        asked: dict[Any, tuple[str, int, int]] = {}
+        for job, attempt, nodes in attempts:
+            views[job, attempt] = []
+            for node_rank in range(nodes):
+                actor = self._agent(job, attempt, node_rank)
+                if actor is None:
+                    views[job, attempt].append(NodeView(node_rank=node_rank, answer="dead", detail="no such agent"))
+                else:
+                    asked[actor.poll.remote()] = (job, attempt, node_rank)
+        if asked:
+            ray.wait(list(asked), num_returns=len(asked), timeout=_POLL_S)
+        for reference, (job, attempt, node_rank) in asked.items():
+            views[job, attempt].append(self._view(reference, node_rank))
+        return views
+
+    @staticmethod
+    def _view(reference: Any, node_rank: int) -> NodeView:
+        try:
+            return NodeView(node_rank=node_rank, answer="report", report=ray.get(reference, timeout=0))
+        except GetTimeoutError:
+            return NodeView(node_rank=node_rank, answer="pending")
+        except ActorUnavailableError as error:
+            return NodeView(node_rank=node_rank, answer="unreachable", detail=str(error))
+        except RayActorError as error:
+            return NodeView(node_rank=node_rank, answer="dead", detail=" ".join(str(error).split()))
+
+    @_translated
+    def stop(self, job: str, attempt: int, nodes: int, why: str, grace_s: float) -> None:
+        """Ask every node's agent to drain and end its workers; returns before they have."""
+        for node_rank in range(nodes):
+            actor = self._agent(job, attempt, node_rank)
+            if actor is not None:
+                actor.stop.remote(why, grace_s)
+
+    @_translated
+    def certify(self, plan: LaunchPlan, node_rank: int, node_id: str, timeout_s: float = 60.0) -> dict[str, Any]:
+        """The teardown certificate of a node whose agent died, made by a task on that very node."""
+        task = ray.remote(certify).options(
+            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False), max_retries=0
+        )
+        record: dict[str, Any] = ray.get(task.remote(plan.to_json(), node_rank), timeout=timeout_s)
+        return record
+
+    @_translated
+    def release(self, job: str, attempt: int, nodes: int) -> None:
+        """Let agents and placement group go. Idempotent. Only after every node has certified its teardown."""
+        for node_rank in range(nodes):
+            actor = self._agent(job, attempt, node_rank)
+            self._agents.pop((job, attempt, node_rank), None)
+            if actor is not None:
+                ray.kill(actor, no_restart=True)
+        try:
+            remove_placement_group(get_placement_group(f"gang/{job}/{attempt}"))
+        except ValueError:
+            return  # removed already

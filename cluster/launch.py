@@ -1,0 +1,44 @@
+"""What the control plane hands to a gang: one value that says all of an attempt, the same for every node."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchPlan:
+    """All of one attempt; each node adds its rank, its addresses and its CPUs. Holds no secret."""
+
+    job: str
+    attempt: int
+    token: str  # in the environment of every process of this attempt
+    nodes: int
+    workers_per_node: int
+    cpus_per_worker: int
+    npus_per_node: int
+    program: tuple[str, ...]  # ("module", name, args...) or ("script", path, args...)
+    env: dict[str, str] = field(default_factory=dict)
+    from_env: tuple[str, ...] = ()  # names whose values each node takes from its own environment
+    prepare: tuple[str, ...] = ()  # command run on each node before the workers, with python's arguments
+    work_root: str  # on each node; the attempt lives in <work_root>/<job>/attempt-<n>/node-<rank>
+    grace_s: float = 60.0
+    isolate: str = "auto"  # PID namespace: auto, never
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.workers_per_node
+
+    def directory(self, node_rank: int) -> str:
+        return f"{self.work_root}/{self.job}/attempt-{self.attempt}/node-{node_rank}"
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> LaunchPlan:
+        values: dict[str, Any] = json.loads(text)
+        for name in ("program", "from_env", "prepare"):
+            values[name] = tuple(values[name])
+        return cls(**values)

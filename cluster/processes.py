@@ -1,0 +1,82 @@
+"""Finding and ending processes by what they carry, never by name: Linux /proc and prctl."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to SIGKILL this process when the thread that forked it ends."""
+    if _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+
+
+def find_by_environment(name: str, value: str, *, besides: Iterable[int] = ()) -> list[int]:
+    """Ids of the live processes with `name=value` in their environment, zombies and `besides` left out.
+
+    Processes of other users are not readable and cannot be ours.
+    """
+    wanted, skip = f"{name}={value}".encode(), {os.getpid(), *besides}
+    found = []
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit() or int(entry.name) in skip:
+            continue
+        try:
+            if wanted in Path(entry.path, "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+        except OSError:
+            continue  # gone meanwhile, or not ours: a process of this user is always readable
+    return [pid for pid in found if is_alive(pid)]
+
+
+def is_alive(pid: int) -> bool:
+    """True unless the process is gone or a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+def started_at(pid: int) -> int | None:
+    """The process's start time in clock ticks since boot: with the id it names a process for good."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return int(stat.rpartition(")")[2].split()[19])
+
+
+def end_by_environment(
+    name: str, value: str, *, grace_s: float = 0.0, timeout_s: float = 20.0, besides: Iterable[int] = ()
+) -> list[int]:
+    """SIGTERM (if there is a grace), then SIGKILL all processes with `name=value`; returns who is still alive.
+
+    Repeats until none is found, because a process may fork while it is looked for.
+    """
+    skip = tuple(besides)
+    deadline = time.monotonic() + timeout_s
+    polite_until = time.monotonic() + grace_s
+    asked: set[int] = set()
+    while pids := find_by_environment(name, value, besides=skip):
+        if time.monotonic() > deadline:
+            return pids
+        polite = time.monotonic() < polite_until
+        for pid in pids:
+            if polite and pid in asked:
+                continue
+            asked.add(pid)
+            try:
+                os.kill(pid, signal.SIGTERM if polite else signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        time.sleep(0.05)
+    return []

@@ -1,0 +1,106 @@
+"""The rank shim: msrun starts it in the place of the program; it runs the program and tells the truth about its end.
+
+msrun kills its other workers within a second of the first non-zero exit and then exits 1 whatever the code was. So
+the shim records code, signal and reason, and turns a drained program (75) into 0, which makes msrun wait for the
+others. It dies with msrun, and the program dies with it.
+
+Run as a script: python shim.py module NAME ARGS... | script PATH ARGS...
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+# msrun runs this file by its path, which puts our folder, not the packages' parent, on the module path.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from cluster.processes import die_with_parent  # noqa: E402
+from jobs.contract import ENV_REPORT_DIR, Exit, HeartbeatSender, Outcome, Report  # noqa: E402
+
+_LAST_BYTES = 4096
+
+
+def command(arguments: list[str]) -> list[str]:
+    """The interpreter's command line for `module NAME ARGS...` or `script PATH ARGS...`."""
+    kind, name, *rest = arguments
+    return [sys.executable, "-m", name, *rest] if kind == "module" else [sys.executable, name, *rest]
+
+
+def last_lines(count: int = 5) -> str:
+    """The last lines of this process's own output file: msrun points every worker's stdout at one."""
+    try:
+        with open("/proc/self/fd/1", "rb") as output:
+            output.seek(0, os.SEEK_END)
+            output.seek(max(0, output.tell() - _LAST_BYTES))
+            text = output.read().decode(errors="replace")
+    except OSError:
+        return ""  # a pipe or a terminal: nothing to read back
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " | ".join(lines[-count:])
+
+
+def outcome_of(rank: int, child: subprocess.Popen[bytes], directory: Path | None) -> Outcome:
+    """What is known of the ended child: its status from the kernel, its own words from its report."""
+    status = child.returncode
+    report: Report | None = None
+    path = directory / f"rank_{rank}.json" if directory else None
+    if path is not None and path.exists():
+        report = Report.from_json(path.read_text())
+    reason = report.reason if report else ""
+    if not reason and status not in (Exit.DONE, Exit.DRAINED):
+        reason = last_lines()
+    return Outcome(
+        rank=rank,
+        pid=child.pid,
+        code=status if status >= 0 else None,
+        signal=-status if status < 0 else None,
+        reason=reason,
+        heartbeat=report.heartbeat if report else None,
+        at=time.time(),
+    )
+
+
+def main() -> int:
+    """Run the program; returns what msrun is to see."""
+    is_scheduler = os.environ.get("MS_ROLE") == "MS_SCHED"
+    rank = -1 if is_scheduler else int(os.environ.get("RANK_ID", "0"))
+    directory = Path(os.environ[ENV_REPORT_DIR]) if os.environ.get(ENV_REPORT_DIR) else None
+    sender = HeartbeatSender()
+    die_with_parent()
+    child: subprocess.Popen[bytes] | None = None
+    asked = False
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        if child is not None and child.poll() is None:
+            child.send_signal(number)
+
+    # Before the child exists, so that a stop is never lost between the two.
+    signal.signal(signal.SIGTERM, forward)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    child = subprocess.Popen(command(sys.argv[1:]), preexec_fn=die_with_parent)
+    if asked:
+        child.send_signal(signal.SIGTERM)
+    sender.send("hello", {"rank": rank, "pid": os.getpid(), "child": child.pid})
+    child.wait()
+    outcome = outcome_of(rank, child, directory)
+    if directory is not None:
+        target = directory / f"outcome_{rank}.json"
+        temporary = target.with_suffix(".tmp")
+        temporary.write_text(outcome.to_json())
+        os.replace(temporary, target)
+    sender.send("outcome", outcome)
+    if outcome.signal is not None:
+        return 128 + outcome.signal
+    return int(Exit.DONE) if outcome.code == Exit.DRAINED else int(outcome.code or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,292 @@
+"""The supervisor: one process per node and attempt, outside Ray's process tree, that owns msrun and its workers.
+
+It starts msrun, listens to the rank shims, ends the whole tree at the first fault, when told to, or when its agent's
+end of the link closes; sweeps /proc for the attempt's token; and leaves a record of how it all ended. Workers get
+SIGTERM directly: msrun would orphan them.
+
+Started by the agent as `python -m cluster.supervisor DIRECTORY FD`: reads DIRECTORY/start.json, talks JSON lines on
+the inherited socket FD, and forks itself off first, because Ray kills an actor's direct children.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from cluster.cpus import CpuClaim
+from cluster.launch import LaunchPlan
+from cluster.msrun import MsrunCommand, build_msrun
+from cluster.processes import die_with_parent, end_by_environment
+from jobs.contract import ENV_TOKEN, Exit
+
+_TICK_S = 0.1
+_EXIT_GRACE_S = 15.0  # from the last worker's good end to msrun's own
+_SO_PASSCRED, _SCM_CREDENTIALS = 16, 2  # Linux; socket.SO_PASSCRED is there from Python 3.11 only
+_BACKLOG_BYTES = 1 << 20  # of unread lines to the agent, beyond which heartbeats are dropped
+
+ENV_SUPERVISES = "REX_SUPERVISES"  # in the supervisor's own environment: the token of the attempt it owns
+ENDED_FILE = "ended.json"
+START_FILE = "start.json"
+
+
+def namespace_prefix(mode: str) -> tuple[str, ...]:
+    """The command that puts msrun into a PID namespace of its own, or nothing where that is not allowed.
+
+    In one, killing its first process ends every other at once, also those that left our process tree.
+    """
+    unshare = shutil.which("unshare")
+    if mode == "never" or unshare is None:
+        return ()
+    prefix = (unshare, "--pid", "--fork", "--kill-child", "--mount-proc")
+    probe = subprocess.run([*prefix, "true"], capture_output=True)
+    return prefix if probe.returncode == 0 else ()
+
+
+class Link:
+    """JSON lines to and from the agent. Heartbeats may be dropped when the agent does not read; the rest waits."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.sock, self._in, self._out, self.closed = sock, b"", b"", False
+
+    def send(self, message: dict[str, Any]) -> None:
+        if message["kind"] == "heartbeat" and len(self._out) > _BACKLOG_BYTES:
+            return
+        self._out += json.dumps(message).encode() + b"\n"
+        self.flush()
+
+    def flush(self) -> None:
+        try:
+            while self._out and not self.closed:
+                self._out = self._out[self.sock.send(self._out) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            self.closed = True
+
+    def receive(self) -> list[dict[str, Any]]:
+        try:
+            data = self.sock.recv(65536)
+        except BlockingIOError:
+            return []
+        except OSError:
+            data = b""
+        if not data:
+            self.closed = True
+            return []
+        *lines, self._in = (self._in + data).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+
+class Supervisor:
+    """One attempt on one node, from msrun's start to the record of its end."""
+
+    def __init__(self, plan: LaunchPlan, node_rank: int, master: tuple[str, int], link: Link) -> None:
+        self.plan, self.node_rank, self.master, self.link = plan, node_rank, master, link
+        self.directory = Path(plan.directory(node_rank))
+        self.cpus = CpuClaim(plan.workers_per_node * plan.cpus_per_worker)
+        self.socket_name = f"rex-{plan.token}-{node_rank}"
+        self.inbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self.inbox.setsockopt(socket.SOL_SOCKET, _SO_PASSCRED, 1)
+        self.inbox.setblocking(False)
+        self.inbox.bind("\0" + self.socket_name)
+        self.shims: dict[int, int] = {}  # rank -> process id of its shim
+        self.outcomes: dict[int, dict[str, Any]] = {}
+        self.stop_why: str | None = None
+        self.stop_deadline: float | None = None
+        self.fault: dict[str, Any] | None = None
+        self.good_since: float | None = None
+        self.msrun: subprocess.Popen[bytes] | None = None
+        self.msrun_exit: int | None = None
+
+    # -- what happens
+
+    def command(self) -> MsrunCommand:
+        return build_msrun(
+            self.plan,
+            node_rank=self.node_rank,
+            master_addr=self.master[0],
+            master_port=self.master[1],
+            cpus=self.cpus.cpus,
+            socket_name=self.socket_name,
+            node_env=os.environ,
+        )
+
+    def run(self) -> dict[str, Any]:
+        """Start msrun and watch until nothing of the attempt is left on this node; returns the record of its end."""
+        for name in ("logs", "reports", "cwd"):
+            (self.directory / name).mkdir(parents=True, exist_ok=True)
+        command = self.command()
+        prefix = namespace_prefix(self.plan.isolate)
+        with open(self.directory / "msrun.log", "ab") as log:
+            # The environment is not written down: it may hold credentials that the spec names.
+            log.write(f"{' '.join([*prefix, *command.argv])}\n".encode())
+            log.flush()
+            self.msrun = subprocess.Popen(
+                [*prefix, *command.argv],
+                env=command.env,
+                cwd=command.cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=die_with_parent,
+            )
+        self.link.send({"kind": "started", "cpus": list(self.cpus.cpus), "pid": os.getpid(), "at": time.time()})
+        self._watch()
+        survivors = self._end_tree()
+        self._collect_outcomes()
+        return self._record(survivors)
+
+    def _watch(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.inbox, selectors.EVENT_READ, self._read_inbox)
+            selector.register(self.link.sock, selectors.EVENT_READ, self._read_link)
+            while not self._finished():
+                for key, _ in selector.select(_TICK_S):
+                    key.data()
+                self.link.flush()
+
+    def _finished(self) -> bool:
+        """Is it time to end the tree (or has it ended)?"""
+        assert self.msrun is not None
+        if self.msrun_exit is None:
+            self.msrun_exit = self.msrun.poll()
+        if self.link.closed:
+            self.stop_why = self.stop_why or "agent_gone"
+        late = self.stop_deadline is not None and time.monotonic() > self.stop_deadline
+        stuck = self.good_since is not None and time.monotonic() - self.good_since > _EXIT_GRACE_S
+        return self.msrun_exit is not None or self.link.closed or self.fault is not None or late or stuck
+
+    def _read_link(self) -> None:
+        for message in self.link.receive():
+            if message["do"] == "stop":
+                self._stop(message["why"], float(message["grace_s"]))
+
+    def _stop(self, why: str, grace_s: float) -> None:
+        """Ask the workers to drain; a second request may only shorten the grace."""
+        deadline = time.monotonic() + (grace_s if self.shims else 0.0)  # no worker yet: nothing to drain
+        self.stop_why = self.stop_why or why
+        self.stop_deadline = min(deadline, self.stop_deadline or deadline)
+        for rank in self.shims:
+            self._terminate(rank)
+
+    def _terminate(self, rank: int) -> None:
+        if rank >= 0 and rank not in self.outcomes:
+            try:
+                os.kill(self.shims[rank], signal.SIGTERM)
+            except ProcessLookupError:
+                return  # it ended by itself; its outcome is on its way
+
+    def _read_inbox(self) -> None:
+        while True:
+            try:
+                data, ancillary, _, _ = self.inbox.recvmsg(65536, socket.CMSG_SPACE(12))
+            except BlockingIOError:
+                return
+            pid = uid = None
+            for level, kind, body in ancillary:
+                if level == socket.SOL_SOCKET and kind == _SCM_CREDENTIALS:
+                    pid, uid, _ = struct.unpack("3i", body[:12])
+            if uid != os.getuid():
+                continue  # somebody else on this machine; only our own processes may speak here
+            try:
+                self._hear(json.loads(data), pid)
+            except (ValueError, KeyError, TypeError) as error:
+                # The program wrote this; a malformed datagram tells nothing and must not end its own supervision.
+                print(f"ignored a malformed datagram: {error!r}: {data[:200]!r}", flush=True)
+
+    def _hear(self, message: dict[str, Any], pid: int | None) -> None:
+        """One datagram. The kernel tells the sender's id as we see it; inside the namespace it has another."""
+        kind, rank = message["kind"], int(message["rank"])
+        if kind == "hello":
+            if pid is not None:
+                self.shims[rank] = pid
+            if self.stop_why is not None:
+                self._terminate(rank)
+        elif kind == "heartbeat":
+            message["pid"] = pid
+            self.link.send(message)
+        elif kind == "outcome":
+            self._note_outcome(rank, message)
+
+    def _note_outcome(self, rank: int, outcome: dict[str, Any]) -> None:
+        if rank in self.outcomes:
+            return
+        self.outcomes[rank] = outcome
+        good = outcome["code"] in (Exit.DONE, Exit.DRAINED)
+        if not good and self.fault is None:
+            self.fault = {"rank": rank, "code": outcome["code"], "signal": outcome["signal"]}
+            self.link.send({"kind": "fault", **self.fault})
+        if sum(1 for done in self.outcomes if done >= 0) == self.plan.workers_per_node:
+            self.good_since = time.monotonic()
+
+    # -- the end
+
+    def _end_tree(self) -> list[int]:
+        assert self.msrun is not None
+        self.msrun.kill()
+        self.msrun_exit = self.msrun_exit if self.msrun_exit is not None else self.msrun.wait()
+        return end_by_environment(ENV_TOKEN, self.plan.token)
+
+    def _collect_outcomes(self) -> None:
+        """Outcomes are on disk before they are sent: what the socket lost is there."""
+        for path in (self.directory / "reports").glob("outcome_*.json"):
+            outcome = json.loads(path.read_text())
+            self.outcomes.setdefault(int(outcome["rank"]), outcome)
+
+    def _record(self, survivors: list[int]) -> dict[str, Any]:
+        record = {
+            "node_rank": self.node_rank,
+            "stop_why": self.stop_why,
+            "fault": self.fault,
+            "outcomes": [self.outcomes[rank] for rank in sorted(self.outcomes)],
+            "msrun_exit": self.msrun_exit,
+            "survivors": survivors,
+            "at": time.time(),
+        }
+        write_ended(self.directory, record)
+        return record
+
+
+def write_ended(directory: Path, record: dict[str, Any]) -> None:
+    """Leave the record of an attempt's end on this node, whole or not at all."""
+    temporary = directory / (ENDED_FILE + ".tmp")
+    with open(temporary, "w") as file:
+        json.dump(record, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, directory / ENDED_FILE)
+
+
+def main() -> int:
+    directory, handle = Path(sys.argv[1]), int(sys.argv[2])
+    if os.fork() > 0:
+        return 0  # the agent waits for this one; the other belongs to init
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    log = os.open(directory / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    start = json.loads((directory / START_FILE).read_text())
+    plan = LaunchPlan.from_json(start["plan"])
+    link = Link(socket.socket(fileno=handle))
+    supervisor = Supervisor(plan, int(start["node_rank"]), (start["master_addr"], int(start["master_port"])), link)
+    link.send({"kind": "ended", "record": supervisor.run()})
+    link.sock.setblocking(True)
+    link.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

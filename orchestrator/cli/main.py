@@ -1,0 +1,56 @@
+"""The entry point: collects the verbs and turns errors into one sentence and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from jobs.errors import RexError
+from orchestrator.cli import cancel, demo, down, events, logs, ls, preempt, resume, run, status, submit, up, why
+
+app = typer.Typer(
+    name="rexctl",
+    help="Runs MindSpore training jobs on a Ray cluster as a chain of attempts over verified checkpoints.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for verb in (run, submit, ls, status, why, logs, events, cancel, preempt, resume, up, down, demo):
+    app.command(name=verb.__name__.rpartition(".")[2])(verb.command)
+
+_debug = False
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"rexctl {version('rexnet-orchestrator')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    global _debug
+    _debug = debug
+
+
+def main() -> None:
+    """Run rexctl; an error is one sentence on stderr and its exit code, with --debug the traceback too."""
+    try:
+        app()
+    except RexError as error:
+        if _debug:
+            raise
+        print(f"rexctl: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output is gone, as in `rexctl logs | head`
+        sys.exit(0)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,27 @@
+"""`rexctl status`."""
+
+from __future__ import annotations
+
+from orchestrator.cli.common import HomeOption, JobArgument, JsonOption, open_stack, open_store, print_json, warn_if_stopped
+
+
+def command(job: JobArgument, home: HomeOption = None, json: JsonOption = False) -> None:
+    """Show one job: state, attempts, each rank with its process id, checkpoint, where the time went."""
+    from orchestrator.view import job_view
+
+    store, stack = open_store(home), open_stack(home)
+    view = job_view(store, store.get(job).id, mlflow_uri=stack.mlflow_uri)
+    if json:
+        return print_json(view)
+    from orchestrator.cli.follow import progress_line
+    from orchestrator.cli.summary import summary
+
+    print(progress_line(view), end="")
+    print(summary(view))
+    for node in view["nodes"]:
+        cpus = ",".join(map(str, node["cpus"] or []))
+        print(f"node {node['node_rank']:<8} {node['host'] or '?'}, {node['phase'] or node['answer']}, CPUs {cpus or '?'}")
+    for rank in view["ranks"]:
+        pid = f"pid {rank['pid']}" if rank["pid"] else "ended"
+        print(f"rank {rank['rank']:<8} {pid}, {rank['phase']}, step {rank['step']}")
+    return warn_if_stopped(stack, store, job_id=view["job_id"])

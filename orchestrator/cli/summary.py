@@ -1,0 +1,36 @@
+"""The summary at a job's end, as text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def summary(view: dict[str, Any]) -> str:
+    """State, attempts and why each ended, metrics, newest checkpoint, MLflow link, where the time went."""
+    cause = f" ({view['cause']})" if view["cause"] and view["cause"] != "done" else ""
+    lines = ["", f"job          {view['job_id']}", f"state        {view['state']}{cause}"]
+    if view["detail"]:
+        lines.append(f"             {view['detail']}")
+    for attempt in view["attempts"]:
+        why = attempt["cause"] or "running"
+        detail = f": {attempt['detail']}" if attempt["detail"] else ""
+        lines.append(
+            f"attempt {attempt['number']:<4} steps {attempt['from_step']} to {attempt['to_step']}, {why}{detail}"
+        )
+        for bad in attempt["quarantined"]:
+            lines.append(f"             quarantined {bad['manifest']}: {bad['reason']}")
+        if attempt["quarantined"]:
+            lines.append(f"             went on from {attempt['resumed_from'] or 'zero'}")
+    metrics = view["metrics"]
+    if metrics["top1"] is not None:
+        lines.append(f"accuracy     top-1 {metrics['top1']:.4f}, top-5 {metrics['top5']:.4f}, loss {metrics['loss']:.4f}")
+    checkpoint = view["checkpoint"]
+    if checkpoint:
+        lines.append(f"checkpoint   {checkpoint['manifest']} (step {checkpoint['step']})")
+        lines.append(f"             sha256 {checkpoint['sha256']}")
+        lines.append(f"             in {view['store']}")
+    if view["mlflow"]["run_id"]:
+        lines.append(f"MLflow       {view['mlflow']['tracking_uri']}/#/runs/{view['mlflow']['run_id']}")
+    spent = ", ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in view["seconds"].items() if value >= 0.05)
+    lines.append(f"seconds      {sum(view['seconds'].values()):.1f}: {spent}")
+    return "\n".join(lines)

@@ -1,0 +1,157 @@
+"""Carrying out what transitions ask for. Each effect is idempotent and keyed by (job, attempt).
+
+Effects of one job run in their order, those of different jobs side by side; one that meets a part that does not
+answer is tried again later and changes nothing meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Protocol
+
+from cluster.gang import Gangs
+from cluster.launch import LaunchPlan
+from jobs import contract
+from jobs.errors import RetryableError
+from jobs.spec import JobSpec
+from jobs.states import Effect
+from orchestrator.settings import Home
+from orchestrator.store import AttemptRow, JobRow, PendingEffect, Store
+
+_LOG = logging.getLogger("rexctl.effects")
+_RETRY_S = (0.5, 1, 2, 5, 10, 30)
+
+
+class Tracking(Protocol):
+    """What effects need of MLflow; `orchestrator.tracking.Tracking` is the real one."""
+
+    uri: str
+
+    def ensure_run(self, row: JobRow) -> str: ...
+
+    def close(self, row: JobRow) -> None: ...
+
+
+def data_arguments(spec: JobSpec, work_root: str) -> tuple[str | None, tuple[str, ...]]:
+    """The data folder on every node, and the command that makes it there (python's arguments), if one is needed."""
+    if spec.data.builtin is not None:
+        folder = f"{work_root}/data/{spec.data.builtin}"
+        return folder, ("-m", f"rexnet.data.{spec.data.builtin}", folder)
+    return spec.data.dir, ()
+
+
+def build_launch(row: JobRow, attempt: AttemptRow, home: Home, *, tracking_uri: str, mlflow_run: str | None) -> LaunchPlan:
+    """The launch plan of an attempt: everything the nodes need, and no secret."""
+    spec = row.spec
+    data_dir, prepare = data_arguments(spec, home.work_root)
+    env = dict(spec.env)
+    env[contract.ENV_STORE] = row.store_uri
+    env["MLFLOW_TRACKING_URI"] = tracking_uri
+    env[contract.ENV_COMPILE_CACHE] = f"{home.work_root}/{row.id}/compile-cache"
+    if mlflow_run:
+        env[contract.ENV_MLFLOW_RUN] = mlflow_run
+    if data_dir:
+        env[contract.ENV_DATA_DIR] = data_dir
+    if row.checkpoint:
+        env[contract.ENV_MUST_RESUME] = row.checkpoint["manifest"]
+    elif row.init_from:
+        env[contract.ENV_INIT_FROM] = json.dumps(row.init_from)
+    if spec.credentials.aws_profile:
+        env["AWS_PROFILE"] = spec.credentials.aws_profile
+    program = spec.program
+    head = ("module", program.module) if program.module else ("script", str(program.script))
+    return LaunchPlan(
+        job=row.id,
+        attempt=attempt.number,
+        token=attempt.token,
+        nodes=spec.gang.nodes,
+        workers_per_node=spec.gang.workers_per_node,
+        cpus_per_worker=spec.gang.cpus_per_worker,
+        npus_per_node=spec.gang.npus_per_node,
+        program=(*head, *program.args),
+        env=env,
+        from_env=spec.credentials.from_env,
+        prepare=prepare,
+        work_root=home.work_root,
+        grace_s=spec.limits.drain_grace_s,
+        isolate=home.settings.isolate,
+    )
+
+
+class Effects:
+    """Runs pending effects in a few threads; `step` is called by the loop and never blocks."""
+
+    def __init__(self, store: Store, gangs: Gangs, tracking: Tracking, home: Home) -> None:
+        self.store, self.gangs, self.tracking, self.home = store, gangs, tracking, home
+        self._pool = ThreadPoolExecutor(4, thread_name_prefix="effect")
+        self._running: dict[str, Future[None]] = {}  # by job
+
+    def step(self) -> None:
+        """Start what can be started: the oldest pending effect of each job that has none under way."""
+        now = time.time()
+        self._running = {job: future for job, future in self._running.items() if not future.done()}
+        looked_at = set(self._running)
+        for effect in self.store.pending_effects():
+            if effect.job_id not in looked_at and effect.not_before <= now:
+                self._running[effect.job_id] = self._pool.submit(self._run, effect)
+            looked_at.add(effect.job_id)
+
+    def shutdown(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _run(self, effect: PendingEffect) -> None:
+        try:
+            self._do(effect)
+        except RetryableError as error:
+            self._again(effect, error)
+        except Exception as error:
+            _LOG.exception("action=%s job=%s attempt=%d", effect.effect.value, effect.job_id, effect.attempt)
+            self._again(effect, error)
+
+    def _again(self, effect: PendingEffect, error: Exception) -> None:
+        """Not done is never done: it stays pending, with what was seen."""
+        wait_s = _RETRY_S[min(effect.tries, len(_RETRY_S) - 1)]
+        _LOG.warning("action=%s job=%s retry_in_s=%s: %s", effect.effect.value, effect.job_id, wait_s, error)
+        self.store.effect_failed(effect, str(error), retry_at=time.time() + wait_s)
+
+    def _do(self, effect: PendingEffect) -> None:
+        row = self.store.get(effect.job_id)
+        if effect.effect is Effect.LAUNCH:
+            self._launch(row, effect)
+        elif effect.effect is Effect.STOP:
+            self._stop(row, effect)
+        elif effect.effect is Effect.RELEASE:
+            self.gangs.release(row.id, effect.attempt, row.spec.gang.nodes)
+        elif effect.effect is Effect.CLOSE_TRACKING:
+            self.tracking.close(row)
+        self.store.effect_done(effect)
+
+    def _launch(self, row: JobRow, effect: PendingEffect) -> None:
+        attempt = self.store.attempt(row.id, effect.attempt)
+        if attempt.ended_at is not None:
+            return
+        run = row.mlflow_run
+        try:
+            run = self.tracking.ensure_run(row)
+            self.store.note(row.id, mlflow_run=run)
+        except RetryableError as error:
+            # Training never waits for tracking: committed points reach the run when MLflow is back (close).
+            self.store.log(row, "tracking_unavailable", {"seen": str(error)})
+        plan = build_launch(row, attempt, self.home, tracking_uri=self.tracking.uri, mlflow_run=run)
+        self.store.note_attempt(row.id, attempt.number, plan=asdict(plan))
+        self.gangs.launch(plan, tuple(node["id"] for node in attempt.nodes))
+
+    def _stop(self, row: JobRow, effect: PendingEffect) -> None:
+        if row.job.attempt == effect.attempt and row.job.stop_for is not None:
+            why, grace_s = row.job.stop_for.value, row.spec.limits.drain_grace_s
+            self.gangs.stop(row.id, effect.attempt, row.spec.gang.nodes, why, grace_s)
+
+
+def python_command(*arguments: str) -> list[str]:
+    """A process of our own interpreter."""
+    return [sys.executable, *arguments]

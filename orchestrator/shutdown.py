@@ -1,0 +1,48 @@
+"""Taking the local stack down: drain what runs, stop the services, make sure that nothing is left."""
+
+from __future__ import annotations
+
+import time
+
+from cluster.processes import end_by_environment
+from jobs.budgets import Cause
+from jobs.contract import ENV_TOKEN
+from jobs.errors import StackError
+from jobs.states import StopRequested
+from orchestrator.loop import PAUSED
+from orchestrator.stack import Progress, Stack
+from orchestrator.store import Store
+
+_MARGIN_S = 30.0  # beyond a job's own grace: sweep, certificate, the loop's next round
+
+
+def shut_down(stack: Stack, say: Progress, *, drain: bool) -> list[str]:
+    """Stop everything of this state directory; returns the jobs that will go on with the next `up`."""
+    store = Store(stack.home.database_url)
+    if not store.exists:
+        stack.down(say)
+        return []
+    store.set_flag(PAUSED, True)
+    if drain and stack.service("control") is not None:
+        _drain(store, say)
+    stack.down(say)
+    for row in store.list(active=True):
+        left = end_by_environment(ENV_TOKEN, store.attempt(row.id, row.job.attempt).token)
+        if left:
+            raise StackError(f"processes {left} of {row.id} do not end", hint="look at them with ps")
+    return [row.id for row in store.list() if not row.state.final]
+
+
+def _drain(store: Store, say: Progress) -> None:
+    """Preempt what runs and wait for it, each job within its own grace."""
+    active = store.list(active=True)
+    for row in active:
+        say(f"draining {row.id}")
+        stop = StopRequested(cause=Cause.PREEMPTED, detail="rexctl down")
+        store.request(row.id, stop, action="preempt_requested", detail={"reason": "rexctl down"})
+    deadline = time.monotonic() + max((row.spec.limits.drain_grace_s for row in active), default=0.0) + _MARGIN_S
+    while store.list(active=True) or store.pending_effects():
+        if time.monotonic() > deadline:
+            say("some jobs did not drain in time; their previous checkpoint counts")
+            return
+        time.sleep(0.2)

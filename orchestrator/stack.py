@@ -1,0 +1,272 @@
+"""What runs on this machine: Ray, an MLflow server and the control plane, brought up when missing, one of each.
+
+Every process of a state directory carries its token in the environment; that, not a process name, is how `down` finds
+them. Bringing up is serialised by a lock file, so two commands at once bring up one stack.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from cluster.processes import end_by_environment, find_by_environment, is_alive, started_at
+from jobs.errors import StackError
+from orchestrator.loop import PAUSED, READY
+from orchestrator.settings import Home
+from orchestrator.store import Store
+
+ENV_STACK = "REX_STACK"
+_READY_S = 120.0
+_SOCKET_PATH_LIMIT = 107  # sun_path; Ray adds up to 66 characters to its folder
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # two processes instead of nine
+    "DO_NOT_TRACK": "1",
+}
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A process that we started: its id alone could be somebody else's by now, with its start time it cannot."""
+
+    name: str
+    pid: int
+    started: int
+    port: int
+
+
+class Stack:
+    """The local processes of one state directory."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+
+    # -- what is there
+
+    @property
+    def token(self) -> str:
+        path = self.home.run / "token"
+        if not path.exists():
+            self.home.create()
+            path.write_text(secrets.token_hex(12))
+        return path.read_text()
+
+    def service(self, name: str) -> Service | None:
+        """The running service of that name, None if it does not run."""
+        path = self.home.run / f"{name}.json"
+        try:
+            service = Service(**json.loads(path.read_text()))
+        except FileNotFoundError:
+            return None
+        alive = is_alive(service.pid) and started_at(service.pid) == service.started
+        return service if alive else None
+
+    @property
+    def ray_address(self) -> str:
+        return self.home.settings.ray_address or f"127.0.0.1:{self._port('ray')}"
+
+    @property
+    def mlflow_uri(self) -> str:
+        return self.home.settings.mlflow_uri or f"http://127.0.0.1:{self._port('mlflow')}"
+
+    def running(self) -> list[Service]:
+        found = (self.service(name) for name in ("ray", "mlflow", "control"))
+        return [service for service in found if service is not None]
+
+    # -- up
+
+    def up(self, say: Progress = lambda line: None) -> Store:
+        """Bring up what is missing and wait until it answers; returns the store. StackError with the log's end."""
+        self.home.create()
+        store = Store(self.home.database_url)
+        with FileLock(self.home.run / "stack.lock"):
+            store.migrate()
+            store.set_flag(PAUSED, False)
+            asked_at = time.time()
+            self.ensure_services(say)
+            if self.service("control") is None:
+                say("starting the control plane")
+                command = ["-m", "orchestrator.daemon", "--home", str(self.home.path)]
+                self._start("control", [sys.executable, *command], port=0)
+            self._wait_ready(store, asked_at)
+        return store
+
+    def tend(self, say: Progress = lambda line: None) -> None:
+        """For the control plane: start again what has died, unless somebody is bringing up or down right now."""
+        try:
+            with FileLock(self.home.run / "stack.lock", timeout=0):
+                self.ensure_services(say)
+        except Timeout:
+            return
+
+    def ensure_services(self, say: Progress = lambda line: None) -> None:
+        """Ray and MLflow, each started if missing. The caller holds the stack's lock."""
+        waiting: list[tuple[Service, Callable[[], bool]]] = []
+        if self.home.embedded_ray and self.service("ray") is None:
+            say("starting Ray")
+            end_by_environment(ENV_STACK + "_RAY", self.token)  # what an earlier head may have left
+            ray = self._start("ray", self._ray_command(), port=self._port("ray"))
+            waiting.append((ray, lambda: _answers(ray.port)))
+        if self.home.embedded_mlflow and self.service("mlflow") is None:
+            say("starting the MLflow server")
+            end_by_environment(ENV_STACK + "_MLFLOW", self.token)
+            mlflow = self._start("mlflow", self._mlflow_command(), port=self._port("mlflow"))
+            waiting.append((mlflow, lambda: _answers(mlflow.port, "/health")))
+        for service, ready in waiting:
+            self._wait(service, ready)
+
+    def _ray_command(self) -> list[str]:
+        return [
+            str(Path(sys.executable).with_name("ray")),
+            "start",
+            "--head",
+            "--block",  # its children end with it
+            "--node-ip-address=127.0.0.1",
+            f"--port={self._port('ray')}",
+            f"--num-cpus={self.home.slots}",
+            "--include-dashboard=false",
+            "--disable-usage-stats",
+            f"--temp-dir={self._ray_folder()}",
+        ]
+
+    def _ray_folder(self) -> Path:
+        """Inside the state directory, unless Ray's socket paths would get too long there."""
+        inside = self.home.path / "ray"
+        if len(str(inside)) + 66 <= _SOCKET_PATH_LIMIT:
+            return inside
+        return Path("/tmp") / f"rexctl-ray-{self.token[:12]}"
+
+    def _mlflow_command(self) -> list[str]:
+        folder = self.home.path / "mlflow"
+        folder.mkdir(exist_ok=True)
+        return [
+            str(Path(sys.executable).with_name("mlflow")),
+            "server",
+            "--host=127.0.0.1",
+            f"--port={self._port('mlflow')}",
+            "--workers=1",
+            f"--backend-store-uri=sqlite:///{folder / 'mlflow.db'}",
+            f"--artifacts-destination={folder / 'artifacts'}",
+        ]
+
+    def _port(self, name: str) -> int:
+        """A port chosen once for each service of this state directory, so that links stay valid over restarts."""
+        path = self.home.run / "ports.json"
+        ports: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
+        if name not in ports or (self.service(name) is None and not _is_free(ports[name])):
+            self.home.create()
+            ports[name] = _free_port()
+            temporary = path.with_suffix(f".{os.getpid()}")
+            temporary.write_text(json.dumps(ports))
+            os.replace(temporary, path)
+        return ports[name]
+
+    def _start(self, name: str, command: list[str], *, port: int) -> Service:
+        """Start a service in a session of its own, its output in logs/NAME.log."""
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(ENV_STACK)}
+        env = {**inherited, **_QUIET, ENV_STACK: self.token, f"{ENV_STACK}_{name.upper()}": self.token}
+        with open(self.home.logs / f"{name}.log", "ab") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=env,
+                cwd=self.home.path,
+                start_new_session=True,
+            )
+        service = Service(name=name, pid=process.pid, started=started_at(process.pid) or 0, port=port)
+        temporary = self.home.run / f"{name}.tmp"
+        temporary.write_text(
+            json.dumps({"name": name, "pid": service.pid, "started": service.started, "port": port})
+        )
+        os.replace(temporary, self.home.run / f"{name}.json")
+        return service
+
+    def _wait(self, service: Service, ready: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _READY_S
+        while not ready():
+            if not is_alive(service.pid) or time.monotonic() > deadline:
+                ended = "ended" if not is_alive(service.pid) else f"did not answer within {_READY_S:.0f} s"
+                raise StackError(
+                    f"{service.name} {ended}: {self._last_line(service.name)}",
+                    hint=f"its log is {self.home.logs / f'{service.name}.log'}",
+                )
+            time.sleep(0.1)
+
+    def _wait_ready(self, store: Store, asked_at: float) -> None:
+        control = self.service("control")
+        if control is None:
+            raise StackError(f"the control plane ended at once: {self._last_line('control')}")
+        self._wait(control, lambda: float(store.flag(READY) or 0) >= asked_at)
+
+    def _last_line(self, name: str) -> str:
+        path = self.home.logs / f"{name}.log"
+        lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
+        return lines[-1] if lines else "it wrote nothing"
+
+    # -- down
+
+    def down(self, say: Progress = lambda line: None) -> None:
+        """End every process of this state directory: the control plane first, so that nothing is restarted."""
+        with FileLock(self.home.run / "stack.lock"):
+            for name in ("control", "ray", "mlflow"):
+                key = f"{ENV_STACK}_{name.upper()}"
+                if find_by_environment(key, self.token):
+                    say(f"stopping {'the control plane' if name == 'control' else name}")
+                left = end_by_environment(key, self.token, grace_s=10.0, timeout_s=40.0)
+                if left:
+                    raise StackError(f"processes {left} of {name} do not end", hint="look at them with ps")
+                (self.home.run / f"{name}.json").unlink(missing_ok=True)
+            outside = self._ray_folder()
+            if outside.parent == Path("/tmp") and outside.exists():
+                import shutil
+
+                shutil.rmtree(outside)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def _answers(port: int, path: str | None = None) -> bool:
+    """Does a TCP port answer (and, with `path`, an HTTP GET with 200)?"""
+    import http.client
+
+    try:
+        if path is None:
+            socket.create_connection(("127.0.0.1", port), timeout=2).close()
+            return True
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status == 200
+        finally:
+            connection.close()
+    except OSError:
+        return False
