@@ -95,10 +95,9 @@ class Agent:
         if not self._plan.prepare:
             return
         log_path = self._directory / "prepare.log"
-        with open(log_path, "ab") as log:
-            done = subprocess.run(
-                [sys.executable, *self._plan.prepare], stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/"
-            )
+        with log_path.open("ab") as log:
+            command = [sys.executable, *self._plan.prepare]
+            done = subprocess.run(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/", check=False)
         if done.returncode != 0:
             lines = log_path.read_text(errors="replace").strip().splitlines()
             raise PrepareFailed(

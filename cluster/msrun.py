@@ -80,7 +80,7 @@ def build_msrun(
         f"--master_port={master_port}",
         f"--log_dir={directory / 'logs'}",
         "--join=True",  # without it msrun exits 0 at once, its workers alive
-        f"--tail_worker_log={plan.world_size}",  # a rank that is not there: no `tail -f` children, which can outlive msrun
+        f"--tail_worker_log={plan.world_size}",  # no such rank: no `tail -f` children, which can outlive msrun
         str(Path(__file__).with_name("shim.py")),
         *plan.program,
     )

@@ -35,7 +35,7 @@ def command(arguments: list[str]) -> list[str]:
 def last_lines(count: int = 5) -> str:
     """The last lines of this process's own output file: msrun points every worker's stdout at one."""
     try:
-        with open("/proc/self/fd/1", "rb") as output:
+        with Path("/proc/self/fd/1").open("rb") as output:
             output.seek(0, os.SEEK_END)
             output.seek(max(0, output.tell() - _LAST_BYTES))
             text = output.read().decode(errors="replace")
@@ -85,7 +85,7 @@ def main() -> int:
     # Before the child exists, so that a stop is never lost between the two.
     signal.signal(signal.SIGTERM, forward)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    child = subprocess.Popen(command(sys.argv[1:]), preexec_fn=die_with_parent)
+    child = subprocess.Popen(command(sys.argv[1:]), preexec_fn=die_with_parent)  # noqa: PLW1509 - one thread
     if asked:
         child.send_signal(signal.SIGTERM)
     sender.send("hello", {"rank": rank, "pid": os.getpid(), "child": child.pid})

@@ -30,7 +30,7 @@ from cluster.processes import die_with_parent, end_by_environment
 from jobs.contract import ENV_TOKEN, Exit
 
 _TICK_S = 0.1
-_EXIT_GRACE_S = 15.0  # from the last worker's good end to msrun's own
+_SCHEDULER_GRACE_S = 15.0  # from the last worker's good end to that of msrun's scheduler process
 _SO_PASSCRED, _SCM_CREDENTIALS = 16, 2  # Linux; socket.SO_PASSCRED is there from Python 3.11 only
 _BACKLOG_BYTES = 1 << 20  # of unread lines to the agent, beyond which heartbeats are dropped
 
@@ -48,7 +48,7 @@ def namespace_prefix(mode: str) -> tuple[str, ...]:
     if mode == "never" or unshare is None:
         return ()
     prefix = (unshare, "--pid", "--fork", "--kill-child", "--mount-proc")
-    probe = subprocess.run([*prefix, "true"], capture_output=True)
+    probe = subprocess.run([*prefix, "true"], capture_output=True, check=False)
     return prefix if probe.returncode == 0 else ()
 
 
@@ -128,7 +128,7 @@ class Supervisor:
             (self.directory / name).mkdir(parents=True, exist_ok=True)
         command = self.command()
         prefix = namespace_prefix(self.plan.isolate)
-        with open(self.directory / "msrun.log", "ab") as log:
+        with (self.directory / "msrun.log").open("ab") as log:
             # The environment is not written down: it may hold credentials that the spec names.
             log.write(f"{' '.join([*prefix, *command.argv])}\n".encode())
             log.flush()
@@ -139,7 +139,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=die_with_parent,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - this process has one thread
             )
         self.link.send({"kind": "started", "cpus": list(self.cpus.cpus), "pid": os.getpid(), "at": time.time()})
         self._watch()
@@ -164,8 +164,16 @@ class Supervisor:
         if self.link.closed:
             self.stop_why = self.stop_why or "agent_gone"
         late = self.stop_deadline is not None and time.monotonic() > self.stop_deadline
-        stuck = self.good_since is not None and time.monotonic() - self.good_since > _EXIT_GRACE_S
-        return self.msrun_exit is not None or self.link.closed or self.fault is not None or late or stuck
+        return self.msrun_exit is not None or self.link.closed or self.fault is not None or late or self._all_good()
+
+    def _all_good(self) -> bool:
+        """All workers ended well, and so did msrun's scheduler process where it runs (or it had its time).
+
+        msrun itself is not waited for: it takes seconds to notice, and knows no more.
+        """
+        if self.good_since is None:
+            return False
+        return self.node_rank != 0 or -1 in self.outcomes or time.monotonic() - self.good_since > _SCHEDULER_GRACE_S
 
     def _read_link(self) -> None:
         for message in self.link.receive():
@@ -261,7 +269,7 @@ class Supervisor:
 def write_ended(directory: Path, record: dict[str, Any]) -> None:
     """Leave the record of an attempt's end on this node, whole or not at all."""
     temporary = directory / (ENDED_FILE + ".tmp")
-    with open(temporary, "w") as file:
+    with temporary.open("w") as file:
         json.dump(record, file, indent=1)
         file.flush()
         os.fsync(file.fileno())

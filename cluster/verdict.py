@@ -73,6 +73,6 @@ def _without_outcomes(records: Sequence[dict[str, Any]]) -> tuple[Cause, str]:
     for record in records:
         if record.get("message"):
             code = (record.get("fault") or {}).get("code")
-            return _BY_CODE.get(code, Cause.INFRASTRUCTURE), str(record["message"])
+            return _BY_CODE.get(code or 0, Cause.INFRASTRUCTURE), str(record["message"])
     exits = sorted({str(record.get("msrun_exit")) for record in records})
     return Cause.INFRASTRUCTURE, f"msrun ended before its workers told how (exit {', '.join(exits)}): see msrun.log"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Any
 
 from jobs.budgets import Cause, Retry
 from jobs.errors import ConflictError, IllegalTransition
@@ -196,7 +197,7 @@ def _refuse_resume(job: Job, event: ResumeRequested, now: float) -> Result:
     raise ConflictError(f"job {job.id} cannot be resumed: {why}", hint="failed and cancelled jobs can be")
 
 
-_Rule = Callable[[Job, "object", float], Result]
+_Rule = Callable[[Job, Any, float], Result]
 
 TABLE: dict[tuple[State, type], _Rule] = {
     (State.QUEUED, GangGranted): _granted,
@@ -213,7 +214,7 @@ TABLE: dict[tuple[State, type], _Rule] = {
     (State.CANCELLED, ResumeRequested): _resume,
     **{(state, ResumeRequested): _refuse_resume for state in State if state not in (State.FAILED, State.CANCELLED)},
     **{(state, StopRequested): _refuse_final for state in State if state.final},
-}  # type: ignore[dict-item]
+}
 
 
 def transition(job: Job, event: Event, *, now: float) -> Result:

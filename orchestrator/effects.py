@@ -45,7 +45,9 @@ def data_arguments(spec: JobSpec, work_root: str) -> tuple[str | None, tuple[str
     return spec.data.dir, ()
 
 
-def build_launch(row: JobRow, attempt: AttemptRow, home: Home, *, tracking_uri: str, mlflow_run: str | None) -> LaunchPlan:
+def build_launch(
+    row: JobRow, attempt: AttemptRow, home: Home, *, tracking_uri: str, mlflow_run: str | None
+) -> LaunchPlan:
     """The launch plan of an attempt: everything the nodes need, and no secret."""
     spec = row.spec
     data_dir, prepare = data_arguments(spec, home.work_root)

@@ -39,9 +39,7 @@ def ledger(row: JobRow, attempts: Sequence[AttemptRow], *, now: float, backoff_s
     return {name: round(value, 3) for name, value in seconds.items()}
 
 
-def split_attempt(
-    row: JobRow, attempt: AttemptRow, successor: AttemptRow | None, *, end: float
-) -> dict[str, float]:
+def split_attempt(row: JobRow, attempt: AttemptRow, successor: AttemptRow | None, *, end: float) -> dict[str, float]:
     """One attempt's seconds by name; they add up to its length."""
     own = attempt.seconds
     total = end - attempt.granted_at
@@ -72,14 +70,14 @@ def split_attempt(
 
 def _lost_share(row: JobRow, attempt: AttemptRow, successor: AttemptRow | None) -> float:
     """The share of an attempt's steps that came to nothing: those after the step that went on from it."""
-    start = (attempt.resumed or {}).get("step", 0)
+    start = int((attempt.resumed or {}).get("step", 0))
     done = attempt.to_step - start
     if done <= 0 or attempt.ended_at is None:
         return 0.0
     if successor is not None:
         if successor.from_step is None:  # it has not resumed yet: nothing is known to be lost
             return 0.0
-        kept = successor.from_step
+        kept = int(successor.from_step)
     else:
-        kept = (row.checkpoint or {}).get("step", 0)
+        kept = int((row.checkpoint or {}).get("step", 0))
     return min(1.0, max(0.0, (attempt.to_step - max(kept, start)) / done))

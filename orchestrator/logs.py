@@ -35,9 +35,7 @@ def _directories(attempt: AttemptRow) -> list[Path]:
     return sorted(root.glob("node-*"))
 
 
-def stream(
-    store: Store, job_id: str, *, attempt: int | None, rank: int | None, follow: bool
-) -> Iterator[str]:
+def stream(store: Store, job_id: str, *, attempt: int | None, rank: int | None, follow: bool) -> Iterator[str]:
     """Lines of the newest (or given) attempt's logs, with their rank before them.
 
     With `follow` it goes on through later attempts until the job is final (or the given attempt has ended).
@@ -74,7 +72,7 @@ def stream(
 
 def _new_lines(path: Path, offsets: dict[Path, int]) -> list[str]:
     """Whole lines that were appended since the last look."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         file.seek(offsets.get(path, 0))
         data = file.read()
     complete = data[: data.rfind(b"\n") + 1]

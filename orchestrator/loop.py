@@ -5,28 +5,22 @@ One bad job is recorded and skipped. A failed observation ends the tick: it neve
 
 from __future__ import annotations
 
-import json
 import logging
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from cluster.agent import certify
 from cluster.gang import Gangs, NodeView
-from cluster.launch import LaunchPlan
-from cluster.verdict import judge
 from jobs.budgets import Cause
 from jobs.errors import ClusterUnreachable, RetryableError, RexError
-from jobs.states import AttemptEnded, BackoffElapsed, GangGranted, State, StopRequested, WorkersReported
-from orchestrator import observe
+from jobs.states import BackoffElapsed, GangGranted, State, StopRequested
 from orchestrator.effects import Effects
+from orchestrator.following import Following
 from orchestrator.plan import Capacity, Demand, Grant, Holding, Preempt, Snapshot, Wait, Waiting, plan
-from orchestrator.store import AttemptRow, JobRow, Stale, Store
+from orchestrator.store import JobRow, Stale, Store
 
 _LOG = logging.getLogger("rexctl.loop")
-NODE_LEASE_S = 180.0  # a cut-off raylet was measured to live 167 s; with it end its agents, and with them their workers
 PAUSED = "paused"  # store flag: grant nothing, the control plane is being shut down
 READY = "control_plane"  # store flag: when the loop last completed an observation
 
@@ -34,19 +28,17 @@ READY = "control_plane"  # store flag: when the loop last completed an observati
 class Loop:
     """One control plane's view of the world and what it does about it."""
 
-    def __init__(
-        self, store: Store, gangs: Gangs, effects: Effects, *, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, store: Store, gangs: Gangs, effects: Effects, *, clock: Callable[[], float] = time.time) -> None:
         self.store, self.gangs, self.effects, self.clock = store, gangs, effects, clock
-        self._stopping: dict[tuple[str, int], float] = {}  # forced stops already asked for, by attempt
+        self.following = Following(store, gangs, clock=clock)
 
     def tick(self) -> None:
         """One round. ClusterUnreachable and RetryableError mean that nothing was concluded."""
-        active = self.store.list(active=True)
-        views = self.observe(active)
+        active = self.store.jobs(active=True)
+        views = self.look(active)
         for row in active:
-            self._guarded(row, self._follow, views[row.id, row.job.attempt])
-        for row in self.store.list(active=False):
+            self._guarded(row, self.following.follow, views[row.id, row.job.attempt])
+        for row in self.store.jobs(active=False):
             self._guarded(row, self._wake)
         self.commit(plan(self.snapshot()))
         self.effects.step()
@@ -64,7 +56,7 @@ class Loop:
 
     # -- observe
 
-    def observe(self, active: list[JobRow]) -> dict[tuple[str, int], list[NodeView]]:
+    def look(self, active: list[JobRow]) -> dict[tuple[str, int], list[NodeView]]:
         """See the nodes and every active attempt; marks jobs unreachable, and says so, when that fails."""
         try:
             self.store.see_nodes([asdict(node) for node in self.gangs.nodes()], now=self.clock())
@@ -83,153 +75,6 @@ class Loop:
                 self.store.note(row.id, unreachable_since=None)
         return views
 
-    # -- one active job
-
-    def _follow(self, row: JobRow, views: list[NodeView]) -> None:
-        attempt = self.store.attempt(row.id, row.job.attempt)
-        if attempt.plan is None:
-            return  # its launch is still pending: nothing of it exists
-        seen = self._record_progress(row, attempt, views)
-        if seen.step or seen.resumed:
-            row = self._report_running(row, attempt)
-        records = self._certificates(row, attempt, views)
-        if records is not None:
-            self._end(row, attempt, records, seen)
-            return
-        self._end_together(row, attempt, views)
-        self._limits(row, attempt, seen)
-
-    def _record_progress(self, row: JobRow, attempt: AttemptRow, views: list[NodeView]) -> observe.Progress:
-        """Write down what the heartbeats say. What a dead agent cannot repeat is kept from the last time."""
-        beats = observe.heartbeats(views) or {beat["rank"]: beat for beat in attempt.view.get("ranks", [])}
-        seen = observe.progress(beats.values())
-        started = [view.report["started"].get("at") for view in views if view.report and view.report.get("started")]
-        values: dict[str, Any] = {
-            "view": observe.picture(views, beats),
-            "to_step": max(seen.step, attempt.to_step),
-            "from_step": seen.from_step if seen.from_step is not None else attempt.from_step,
-            "first_step_at": seen.first_step_at or attempt.first_step_at,
-            "ready_at": attempt.ready_at or (max(started) if len(started) == row.spec.gang.nodes else None),
-            "resumed": seen.resumed or attempt.resumed,
-            "quarantined": seen.quarantined or attempt.quarantined,
-            "seconds": seen.seconds or attempt.seconds,
-        }
-        if any(getattr(attempt, name) != value for name, value in values.items()):
-            self.store.note_attempt(row.id, attempt.number, **values)
-        if seen.quarantined and not attempt.quarantined:
-            self.store.log(row, "checkpoint_quarantined", {"quarantined": seen.quarantined, "resumed": seen.resumed})
-        if seen.resumed and not attempt.resumed:
-            self.store.log(row, "resumed", seen.resumed)
-        job_values: dict[str, Any] = {}
-        if seen.checkpoint and seen.checkpoint != row.checkpoint:
-            job_values["checkpoint"] = seen.checkpoint
-            self.store.log(row, "checkpoint_committed", seen.checkpoint)
-        if seen.metrics and seen.metrics != row.metrics:
-            job_values["metrics"] = seen.metrics
-        if seen.mlflow_run and row.mlflow_run is None:
-            job_values["mlflow_run"] = seen.mlflow_run
-        if job_values:
-            self.store.note(row.id, **job_values)
-        return seen
-
-    def _report_running(self, row: JobRow, attempt: AttemptRow) -> JobRow:
-        if row.state is not State.LAUNCHING:
-            return row
-        return self.store.apply(
-            row, WorkersReported(attempt=attempt.number), now=self.clock(), action="workers_reported"
-        )
-
-    def _certificates(self, row: JobRow, attempt: AttemptRow, views: list[NodeView]) -> list[dict[str, Any]] | None:
-        """Every node's record of its end, if every node has one that leaves nothing alive; None while one is missing."""
-        records = []
-        for view in views:
-            if view.report is not None and view.report["ended"] is not None:
-                record = view.report["ended"]
-            elif view.answer == "dead" or self._never_placed(row, attempt, view):
-                record = self._certificate_of_the_silent(row, attempt, view)
-            else:
-                record = None
-            if record is None:
-                return None
-            if record.get("survivors"):
-                self._once(row, "teardown_incomplete", {"node": view.node_rank, "alive": record["survivors"]})
-                record = self._certificate_of_the_silent(row, attempt, view)
-                if record is None or record.get("survivors"):
-                    return None
-            records.append(record)
-        return records
-
-    def _never_placed(self, row: JobRow, attempt: AttemptRow, view: NodeView) -> bool:
-        """Ray has not started the agent within the time to start, or it is to be stopped before it was."""
-        waited_s = self.clock() - attempt.granted_at
-        overdue = waited_s > row.spec.limits.start_timeout_s or row.job.stop_for is not None
-        return view.answer == "pending" and overdue and attempt.ready_at is None and waited_s > 5
-
-    def _certificate_of_the_silent(
-        self, row: JobRow, attempt: AttemptRow, view: NodeView
-    ) -> dict[str, Any] | None:
-        """The teardown certificate of a node that cannot give its own: made on the node, or by the node's proven end."""
-        assert attempt.plan is not None
-        launch = LaunchPlan.from_json(json.dumps(attempt.plan))
-        node = attempt.nodes[view.node_rank]
-        known = {entry["id"]: entry for entry in self.store.nodes()}.get(node["id"])
-        if known is not None and known["alive"]:
-            return self.gangs.certify(launch, view.node_rank, node["id"])
-        if node["host"] == socket.gethostname():
-            return certify(launch.to_json(), view.node_rank)  # Ray on this very machine was restarted
-        lost_since = known["lost_since"] if known else attempt.granted_at
-        if lost_since is not None and self.clock() - lost_since > NODE_LEASE_S:
-            return {"lost": node["host"], "node_rank": view.node_rank}
-        self._once(row, "node_lost", {"host": node["host"], "seen": "Ray calls it dead; waiting for its lease to end"})
-        return None
-
-    def _once(self, row: JobRow, action: str, detail: dict[str, Any]) -> None:
-        """Log an event unless this attempt has logged it already."""
-        for entry in self.store.events(row.id):
-            if entry["action"] == action and entry["attempt"] == row.job.attempt:
-                return
-        self.store.log(row, action, detail)
-
-    def _end(self, row: JobRow, attempt: AttemptRow, records: list[dict[str, Any]], seen: observe.Progress) -> None:
-        cause, detail = judge(records, world_size=row.spec.gang.world_size, stop_for=row.job.stop_for)
-        start = (seen.resumed or attempt.resumed or {}).get("step", 0)
-        progressed = seen.checkpoint is not None and seen.checkpoint["step"] > start
-        self.store.apply(
-            self.store.get(row.id),
-            AttemptEnded(attempt=attempt.number, cause=cause, progressed=progressed, detail=detail),
-            now=self.clock(),
-            action="attempt_ended",
-            detail={"cause": cause.value, "detail": detail, "to_step": max(seen.step, attempt.to_step)},
-        )
-        self._stopping.pop((row.id, attempt.number), None)
-
-    def _end_together(self, row: JobRow, attempt: AttemptRow, views: list[NodeView]) -> None:
-        """A node that is gone or has failed ends the gang everywhere (agents tell each other too, if they can)."""
-        bad = [v for v in views if v.answer == "dead" or (v.report and _failed_end(v.report["ended"]))]
-        if bad:
-            self._force_stop(row, attempt, "peer_fault")
-
-    def _force_stop(self, row: JobRow, attempt: AttemptRow, why: str) -> None:
-        key, now = (row.id, attempt.number), self.clock()
-        if now - self._stopping.get(key, 0.0) > 10.0:
-            self._stopping[key] = now
-            self.gangs.stop(row.id, attempt.number, row.spec.gang.nodes, why, 0.0)
-
-    def _limits(self, row: JobRow, attempt: AttemptRow, seen: observe.Progress) -> None:
-        """Time limits: of starting, of draining (an agent that missed the first word), of running in all."""
-        now, limits = self.clock(), row.spec.limits
-        if row.state is State.LAUNCHING and now - attempt.granted_at > limits.start_timeout_s:
-            self._once(row, "start_timeout", {"seen": f"no worker has reported after {limits.start_timeout_s:g} s"})
-            self._force_stop(row, attempt, "start_timeout")
-        if attempt.stop_at is not None and now - attempt.stop_at > limits.drain_grace_s + 15:
-            self._force_stop(row, attempt, (row.job.stop_for or Cause.CANCELLED).value)
-        if limits.wall_time_s is not None and row.job.stop_for is None:
-            spent_s = sum((a.ended_at or now) - a.granted_at for a in self.store.attempts(row.id))
-            if spent_s > limits.wall_time_s:
-                detail = f"ran {spent_s:.0f} s in all, the limit is {limits.wall_time_s:g} s"
-                stop = StopRequested(cause=Cause.TIME_LIMIT, detail=detail)
-                self.store.apply(self.store.get(row.id), stop, now=now, action="time_limit", detail={"seen": detail})
-
     # -- waiting jobs
 
     def _wake(self, row: JobRow) -> None:
@@ -241,16 +86,16 @@ class Loop:
         """What `plan` decides on."""
         now = self.clock()
         nodes = tuple(
-            Capacity(id=node["id"], cpus=node["cpus"], npus=node["npus"]) for node in self.store.nodes() if node["alive"]
+            Capacity(id=node["id"], cpus=node["cpus"], npus=node["npus"])
+            for node in self.store.nodes()
+            if node["alive"]
         )
         waiting, holding = [], []
-        for row in self.store.list():
+        for row in self.store.jobs():
             demand = Demand.of(row.spec.gang)
             if row.state is State.QUEUED:
                 waiting.append(
-                    Waiting(
-                        job_id=row.id, priority=row.spec.priority, submitted_at=row.submitted_at, demand=demand
-                    )
+                    Waiting(job_id=row.id, priority=row.spec.priority, submitted_at=row.submitted_at, demand=demand)
                 )
             elif row.state.active:
                 attempt = self.store.attempt(row.id, row.job.attempt)
@@ -288,9 +133,7 @@ class Loop:
         if isinstance(decision, Grant):
             chosen = [{key: nodes[i][key] for key in ("id", "host", "address")} for i in decision.node_ids]
             hosts = [node["host"] for node in chosen]
-            self.store.apply(
-                row, GangGranted(), now=now, action="gang_granted", detail={"hosts": hosts}, nodes=chosen
-            )
+            self.store.apply(row, GangGranted(), now=now, action="gang_granted", detail={"hosts": hosts}, nodes=chosen)
             self.store.note(row.id, waiting="")
         elif isinstance(decision, Preempt):
             detail = {"for": decision.for_job, "reason": decision.reason, "checkpoint": row.checkpoint}
@@ -298,7 +141,3 @@ class Loop:
             self.store.apply(row, stop, now=now, action="preempt_requested", detail=detail)
         elif row.waiting != decision.reason:
             self.store.note(row.id, waiting=decision.reason)
-
-
-def _failed_end(record: dict[str, Any] | None) -> bool:
-    return record is not None and (record.get("fault") is not None or bool(record.get("message")))

@@ -43,7 +43,7 @@ def progress(beats: Iterable[dict[str, Any]]) -> Progress:
     first = next((beat for beat in beats if beat["rank"] == 0), {})
     resumed = first.get("resumed")
     return Progress(
-        step=max((beat.get("step", 0) for beat in beats), default=0),
+        step=first.get("step", 0) or max((beat.get("step", 0) for beat in beats), default=0),
         from_step=resumed["step"] if resumed else None,
         first_step_at=first.get("first_step_at"),
         resumed=resumed,

@@ -22,7 +22,9 @@ class Settings(BaseModel):
     mlflow_uri: str | None = Field(default=None, description="URI of an existing MLflow server")
     objects: str | None = Field(default=None, description="file:// or s3:// URI under which checkpoints lie")
     database: str | None = Field(default=None, description="SQLAlchemy URL of the job store")
-    slots: int | None = Field(default=None, ge=1, description="CPUs that the local Ray offers; default: all, at least 2")
+    slots: int | None = Field(
+        default=None, ge=1, description="CPUs that the local Ray offers; default: all, at least 2"
+    )
     work_root: str | None = Field(default=None, description="folder for attempts on every node")
     isolate: str = Field(default="auto", pattern="^(auto|never)$", description="PID namespace for each attempt")
 

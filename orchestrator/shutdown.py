@@ -26,22 +26,22 @@ def shut_down(stack: Stack, say: Progress, *, drain: bool) -> list[str]:
     if drain and stack.service("control") is not None:
         _drain(store, say)
     stack.down(say)
-    for row in store.list(active=True):
+    for row in store.jobs(active=True):
         left = end_by_environment(ENV_TOKEN, store.attempt(row.id, row.job.attempt).token)
         if left:
             raise StackError(f"processes {left} of {row.id} do not end", hint="look at them with ps")
-    return [row.id for row in store.list() if not row.state.final]
+    return [row.id for row in store.jobs() if not row.state.final]
 
 
 def _drain(store: Store, say: Progress) -> None:
     """Preempt what runs and wait for it, each job within its own grace."""
-    active = store.list(active=True)
+    active = store.jobs(active=True)
     for row in active:
         say(f"draining {row.id}")
         stop = StopRequested(cause=Cause.PREEMPTED, detail="rexctl down")
         store.request(row.id, stop, action="preempt_requested", detail={"reason": "rexctl down"})
     deadline = time.monotonic() + max((row.spec.limits.drain_grace_s for row in active), default=0.0) + _MARGIN_S
-    while store.list(active=True) or store.pending_effects():
+    while store.jobs(active=True) or store.pending_effects():
         if time.monotonic() > deadline:
             say("some jobs did not drain in time; their previous checkpoint counts")
             return

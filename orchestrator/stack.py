@@ -30,8 +30,10 @@ _READY_S = 120.0
 _SOCKET_PATH_LIMIT = 107  # sun_path; Ray adds up to 66 characters to its folder
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # Ray lowers its workers by 15 otherwise, and training would inherit that
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # two processes instead of nine
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "DO_NOT_TRACK": "1",
 }
 
@@ -178,7 +180,7 @@ class Stack:
         """Start a service in a session of its own, its output in logs/NAME.log."""
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(ENV_STACK)}
         env = {**inherited, **_QUIET, ENV_STACK: self.token, f"{ENV_STACK}_{name.upper()}": self.token}
-        with open(self.home.logs / f"{name}.log", "ab") as log:
+        with (self.home.logs / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -190,9 +192,7 @@ class Stack:
             )
         service = Service(name=name, pid=process.pid, started=started_at(process.pid) or 0, port=port)
         temporary = self.home.run / f"{name}.tmp"
-        temporary.write_text(
-            json.dumps({"name": name, "pid": service.pid, "started": service.started, "port": port})
-        )
+        temporary.write_text(json.dumps({"name": name, "pid": service.pid, "started": service.started, "port": port}))
         os.replace(temporary, self.home.run / f"{name}.json")
         return service
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from jobs.states import State
 from orchestrator.ledger import ledger
-from orchestrator.store import AttemptRow, JobRow, Store
+from orchestrator.store import AttemptRow, Store
 
 LOOP_SILENT_S = 30.0  # a loop that finished no round for so long is taken for dead or stuck
 
@@ -43,7 +43,7 @@ def job_view(store: Store, job_id: str, *, mlflow_uri: str) -> dict[str, Any]:
     end = row.finished_at or now
     newest = attempts[-1] if attempts else None
     ranks = newest.view.get("ranks", []) if newest and row.state.active else []
-    first = next((beat for beat in ranks if beat["rank"] == 0), {})
+    first: dict[str, Any] = next((beat for beat in ranks if beat["rank"] == 0), {})
     return {
         "job_id": row.id,
         "name": row.spec.name,

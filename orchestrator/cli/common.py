@@ -52,6 +52,6 @@ def open_store(home: str | None) -> Store:
 def warn_if_stopped(stack: Stack, store: Store, *, job_id: str | None = None) -> None:
     """Say so when nobody will act on what was written down or is waited for."""
     if stack.service("control") is None:
-        wanted = any(not row.state.final for row in store.list() if job_id in (None, row.id))
+        wanted = any(not row.state.final for row in store.jobs() if job_id in (None, row.id))
         if wanted:
             say("note: the control plane is not running; `rexctl up` starts it, running jobs are not affected")

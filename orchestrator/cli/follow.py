@@ -73,12 +73,14 @@ def event_line(entry: Any) -> str:
         if detail["detail"]:
             words += f" ({detail['detail']})"
     elif entry["action"] == "resumed":
-        words = f"resumes at step {detail['step']} from {detail['manifest']}" if detail["manifest"] else "starts from zero"
+        words = (
+            f"resumes at step {detail['step']} from {detail['manifest']}" if detail["manifest"] else "starts from zero"
+        )
     elif entry["action"] == "checkpoint_quarantined":
         words = "; ".join(f"quarantined {q['manifest']}: {q['reason']}" for q in detail["quarantined"])
     elif detail:
         words += f" ({', '.join(f'{key}: {value}' for key, value in detail.items() if value)})"
-    return attempt + words
+    return f"{attempt}{words}"
 
 
 class _Lines:
@@ -131,7 +133,9 @@ class _Panel:
         progress = view["progress"]
         grid = Table.grid(padding=(0, 2))
         state = view["state"] + (f", draining ({view['stopping_for']})" if view["stopping_for"] else "")
-        grid.add_row("state", f"{state}, attempt {len(view['attempts'])}" + (f": {view['waiting']}" if view["waiting"] else ""))
+        grid.add_row(
+            "state", f"{state}, attempt {len(view['attempts'])}" + (f": {view['waiting']}" if view["waiting"] else "")
+        )
         total = progress["total_steps"] or 0
         grid.add_row("step", f"{progress['step']} of {total or '?'}  {progress['phase'] or ''}")
         if total:
@@ -141,7 +145,9 @@ class _Panel:
         top1 = f"{view['metrics']['top1']:.4f}" if view["metrics"]["top1"] is not None else "-"
         grid.add_row("speed", f"{speed}   loss {loss}   top-1 {top1}")
         checkpoint = view["checkpoint"]
-        grid.add_row("checkpoint", f"step {checkpoint['step']}  {checkpoint['sha256'][:12]}" if checkpoint else "none yet")
+        grid.add_row(
+            "checkpoint", f"step {checkpoint['step']}  {checkpoint['sha256'][:12]}" if checkpoint else "none yet"
+        )
         self.live.update(Panel(grid, title=view["job_id"], expand=False))
 
 
@@ -159,7 +165,7 @@ def follow(
     with every view.
     """
     seen, cancelled = 0, False
-    with (_Panel(out) if out.isatty() else _Lines(out)) as screen:
+    with _Panel(out) if out.isatty() else _Lines(out) as screen:
         while True:
             try:
                 for entry in store.events(job_id, after=seen):

@@ -10,7 +10,7 @@ def command(home: HomeOption = None, json: JsonOption = False) -> None:
     from orchestrator.view import job_view
 
     store, stack = open_store(home), open_stack(home)
-    views = [job_view(store, row.id, mlflow_uri=stack.mlflow_uri) for row in store.list()]
+    views = [job_view(store, row.id, mlflow_uri=stack.mlflow_uri) for row in store.jobs()]
     if json:
         keys = ("job_id", "name", "state", "cause", "priority", "waiting", "progress", "checkpoint")
         return print_json([{key: view[key] for key in keys} for view in views])

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from orchestrator.cli.common import HomeOption, JobArgument, JsonOption, open_stack, open_store, print_json, warn_if_stopped
+from orchestrator.cli.common import (
+    HomeOption,
+    JobArgument,
+    JsonOption,
+    open_stack,
+    open_store,
+    print_json,
+    warn_if_stopped,
+)
 
 
 def command(job: JobArgument, home: HomeOption = None, json: JsonOption = False) -> None:
@@ -20,7 +28,9 @@ def command(job: JobArgument, home: HomeOption = None, json: JsonOption = False)
     print(summary(view))
     for node in view["nodes"]:
         cpus = ",".join(map(str, node["cpus"] or []))
-        print(f"node {node['node_rank']:<8} {node['host'] or '?'}, {node['phase'] or node['answer']}, CPUs {cpus or '?'}")
+        print(
+            f"node {node['node_rank']:<8} {node['host'] or '?'}, {node['phase'] or node['answer']}, CPUs {cpus or '?'}"
+        )
     for rank in view["ranks"]:
         pid = f"pid {rank['pid']}" if rank["pid"] else "ended"
         print(f"rank {rank['rank']:<8} {pid}, {rank['phase']}, step {rank['step']}")

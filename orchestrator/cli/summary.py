@@ -23,7 +23,9 @@ def summary(view: dict[str, Any]) -> str:
             lines.append(f"             went on from {attempt['resumed_from'] or 'zero'}")
     metrics = view["metrics"]
     if metrics["top1"] is not None:
-        lines.append(f"accuracy     top-1 {metrics['top1']:.4f}, top-5 {metrics['top5']:.4f}, loss {metrics['loss']:.4f}")
+        lines.append(
+            f"accuracy     top-1 {metrics['top1']:.4f}, top-5 {metrics['top5']:.4f}, loss {metrics['loss']:.4f}"
+        )
     checkpoint = view["checkpoint"]
     if checkpoint:
         lines.append(f"checkpoint   {checkpoint['manifest']} (step {checkpoint['step']})")
@@ -31,6 +33,8 @@ def summary(view: dict[str, Any]) -> str:
         lines.append(f"             in {view['store']}")
     if view["mlflow"]["run_id"]:
         lines.append(f"MLflow       {view['mlflow']['tracking_uri']}/#/runs/{view['mlflow']['run_id']}")
-    spent = ", ".join(f"{name.replace('_', ' ')} {value:.1f}" for name, value in view["seconds"].items() if value >= 0.05)
+    spent = ", ".join(
+        f"{name.replace('_', ' ')} {value:.1f}" for name, value in view["seconds"].items() if value >= 0.05
+    )
     lines.append(f"seconds      {sum(view['seconds'].values()):.1f}: {spent}")
     return "\n".join(lines)

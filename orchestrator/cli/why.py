@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from orchestrator.cli.common import HomeOption, JobArgument, JsonOption, open_stack, open_store, print_json, warn_if_stopped
+from orchestrator.cli.common import (
+    HomeOption,
+    JobArgument,
+    JsonOption,
+    open_stack,
+    open_store,
+    print_json,
+    warn_if_stopped,
+)
 
 
 def command(job: JobArgument, home: HomeOption = None, json: JsonOption = False) -> None:

@@ -164,7 +164,7 @@ class Store:
             raise NotFoundError(f"job {job_id!r}: {seen}", hint="`rexctl ls` lists the jobs")
         return _job_row((exact or rows)[0])
 
-    def list(self, *, active: bool | None = None) -> list[JobRow]:
+    def jobs(self, *, active: bool | None = None) -> list[JobRow]:
         """All jobs, newest first; with `active` only those that hold, or do not hold, a gang."""
         query = select(jobs).order_by(jobs.c.submitted_at.desc(), jobs.c.id)
         if active is not None:
@@ -196,7 +196,9 @@ class Store:
             elif row.job.state.final:
                 values["finished_at"] = None
             done = connection.execute(
-                update(jobs).where(jobs.c.id == row.id, jobs.c.version == row.version).values(version=row.version + 1, **values)
+                update(jobs)
+                .where(jobs.c.id == row.id, jobs.c.version == row.version)
+                .values(version=row.version + 1, **values)
             )
             if done.rowcount != 1:
                 raise Stale(f"job {row.id} changed meanwhile")
@@ -277,7 +279,9 @@ class Store:
 
     def effect_done(self, effect: PendingEffect, *, error: str = "") -> None:
         with self._write() as connection:
-            connection.execute(update(effects).where(effects.c.id == effect.id).values(done_at=time.time(), error=error))
+            connection.execute(
+                update(effects).where(effects.c.id == effect.id).values(done_at=time.time(), error=error)
+            )
 
     def effect_failed(self, effect: PendingEffect, error: str, *, retry_at: float) -> None:
         with self._write() as connection:
@@ -338,7 +342,7 @@ def _record_attempt(
         connection.execute(mine.where(attempts.c.stop_at.is_(None)).values(stop_at=now))
 
 
-def _log(
+def _log(  # noqa: PLR0917 - the columns, in their order
     connection: Connection, job_id: str, attempt: int, at: float, action: str, state: State, detail: dict[str, Any]
 ) -> None:
     connection.execute(

@@ -1,0 +1,36 @@
+# Everything a newcomer needs is `make demo` and `make test`; `make` alone lists the rest.
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+
+.PHONY: help setup demo test check bench lock format down
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## make .venv with the locked dependencies and this repository
+	@sh tools/setup.sh
+
+demo: setup ## train ReXNet on the digits, be preempted half-way, resume, finish (about 5 minutes)
+	@$(BIN)/rexctl demo
+
+test: setup ## run every test that this machine can run; what it cannot is listed at the end
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: setup ## lint, format, types, import direction
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: setup ## apply the formatter and the safe lint fixes
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: setup ## measure; prints ratios against a peer or limit of the same run
+	@$(BIN)/python -m benchmarks
+
+lock: setup ## write requirements.lock anew from pyproject.toml
+	@$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 --generate-hashes \
+	  --no-emit-index-url --no-annotate --no-header --quiet -o requirements.lock
+
+down: setup ## stop everything that the demo brought up
+	@$(BIN)/rexctl down

@@ -1,0 +1,78 @@
+"""Content-addressed files: hashed once on the way out, verified on the way in."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+from cluster.storage.base import ObjectStore
+from jobs.errors import CorruptCheckpoint, ObjectNotFound
+from jobs.manifest import FileEntry
+
+_BLOCK = 1 << 20
+
+
+def blob_key(sha256: str) -> str:
+    """`objects/<sha256>`"""
+    return f"objects/{sha256}"
+
+
+def hash_file(path: Path) -> tuple[int, str]:
+    """(size in bytes, sha256) of a file, in one read."""
+    digest = hashlib.sha256()
+    size_bytes = 0
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            size_bytes += len(block)
+    return size_bytes, digest.hexdigest()
+
+
+def checked_bytes(store: ObjectStore, entry: FileEntry, manifest: str) -> bytes:
+    """The content of `entry`; CorruptCheckpoint if it is missing or other than it was."""
+    try:
+        body = store.get(blob_key(entry.sha256))
+    except ObjectNotFound as error:
+        raise _missing(entry, manifest) from error
+    _compare(entry, manifest, len(body), hashlib.sha256(body).hexdigest())
+    return body
+
+
+def verified_download(store: ObjectStore, entry: FileEntry, target: Path, manifest: str) -> None:
+    """Put the content of `entry` at `target`, whole and verified; CorruptCheckpoint otherwise, `target` untouched."""
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        try:
+            store.get_file(blob_key(entry.sha256), temporary)
+        except ObjectNotFound as error:
+            raise _missing(entry, manifest) from error
+        _compare(entry, manifest, *hash_file(temporary))
+        os.replace(temporary, target)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def verify_blob(store: ObjectStore, entry: FileEntry, manifest: str) -> None:
+    """Read the content of `entry` back in bounded memory; CorruptCheckpoint if missing or other than it was."""
+    with tempfile.TemporaryDirectory(prefix="rex-verify-") as folder:
+        verified_download(store, entry, Path(folder) / "blob", manifest)
+
+
+def _missing(entry: FileEntry, manifest: str) -> CorruptCheckpoint:
+    return CorruptCheckpoint(f"manifest {manifest}: file {entry.name} is missing: no object {blob_key(entry.sha256)}")
+
+
+def _compare(entry: FileEntry, manifest: str, size_bytes: int, sha256: str) -> None:
+    if size_bytes != entry.size_bytes:
+        raise CorruptCheckpoint(
+            f"manifest {manifest}: file {entry.name} has {size_bytes} bytes instead of {entry.size_bytes}"
+        )
+    if sha256 != entry.sha256:
+        raise CorruptCheckpoint(
+            f"manifest {manifest}: file {entry.name} is altered: sha256 {sha256[:12]} instead of {entry.sha256[:12]}"
+        )

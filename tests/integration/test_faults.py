@@ -1,0 +1,172 @@
+"""What would hurt most, on real Ray and real msrun with a program that keeps the contract."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.storage import open_store
+from cluster.storage.checkpoints import CheckpointStore
+from tests.support.rex import Rex, counting_spec
+
+STEPS = 100
+
+
+def expected(steps: int) -> bytes:
+    state = b""
+    for step in range(1, steps + 1):
+        state = hashlib.sha256(state + str(step).encode()).digest()
+    return state
+
+
+def final_state(rex: Rex, job: str) -> bytes:
+    store = CheckpointStore(open_store(rex.store.get(job).store_uri), job)
+    newest = store.newest()
+    assert newest is not None
+    return store.read(newest, "state")
+
+
+def training_past(step: int) -> Any:
+    return lambda s: s["state"] == "running" and s["progress"]["step"] > step and s["checkpoint"] is not None
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Path:
+    return counting_spec(tmp_path / "count.yaml", "--steps", STEPS, "--step_s", 0.06, "--commit_every", 15)
+
+
+def test_killed_worker_leads_to_a_second_attempt_that_resumes(rex: Rex, spec: Path) -> None:
+    job = rex.submit(spec)
+    status = rex.wait(job, training_past(20))
+    os.kill(next(rank["pid"] for rank in status["ranks"] if rank["rank"] == 1), signal.SIGKILL)
+    ended = rex.finish(job)
+    assert ended["state"] == "succeeded"
+    assert [attempt["cause"] for attempt in ended["attempts"]] == ["crash", "done"], ended["attempts"]
+    first, second = ended["attempts"]
+    assert "rank 1 was killed by signal 9" in first["detail"]
+    assert second["from_step"] >= 15 and second["resumed_from"] is not None
+    assert final_state(rex, job) == expected(STEPS)
+    assert rex.processes(job) == []
+
+
+def test_preempt_drains_to_a_checkpoint_at_the_very_step(rex: Rex, spec: Path) -> None:
+    job = rex.submit(spec)
+    rex.wait(job, training_past(20))
+    assert rex("preempt", job).returncode == 0
+    ended = rex.finish(job)
+    first, second = ended["attempts"]
+    assert (first["cause"], second["cause"]) == ("preempted", "done")
+    assert second["from_step"] == first["to_step"]
+    assert ended["seconds"]["lost_work"] == 0
+    assert final_state(rex, job) == expected(STEPS)
+
+
+def test_cancel_keeps_the_checkpoint_and_resume_goes_on_from_it(rex: Rex, spec: Path) -> None:
+    job = rex.submit(spec)
+    rex.wait(job, training_past(20))
+    assert rex("cancel", job).returncode == 0
+    ended = rex.finish(job)
+    assert ended["state"] == "cancelled" and rex.processes(job) == []
+    step = ended["checkpoint"]["step"]
+    assert step == ended["attempts"][0]["to_step"]
+    assert rex.json("resume", job)["from_step"] == step
+    again = rex.finish(job)
+    assert again["state"] == "succeeded"
+    assert again["attempts"][1]["from_step"] == step
+    assert final_state(rex, job) == expected(STEPS)
+
+
+def test_killed_control_plane_leaves_the_training_untouched(rex: Rex, spec: Path) -> None:
+    job = rex.submit(spec)
+    before = rex.wait(job, training_past(20))
+    control = rex.stack.service("control")
+    assert control is not None
+    os.kill(control.pid, signal.SIGKILL)
+    time.sleep(1.0)  # real work goes on meanwhile, seen by nobody
+    assert all(Path(f"/proc/{rank['pid']}").exists() for rank in before["ranks"])
+    assert rex("up").returncode == 0
+    ended = rex.finish(job)
+    assert ended["state"] == "succeeded" and len(ended["attempts"]) == 1
+    assert final_state(rex, job) == expected(STEPS)
+
+
+def test_flipped_byte_in_the_newest_checkpoint_is_found_and_the_one_before_used(rex: Rex, spec: Path) -> None:
+    job = rex.submit(spec)
+    rex.wait(job, training_past(35))
+    assert rex("cancel", job).returncode == 0
+    cancelled = rex.finish(job)
+    newest = cancelled["checkpoint"]["manifest"]
+    store = CheckpointStore(open_store(rex.store.get(job).store_uri), job)
+    entry = store.load(newest).file("state")
+    blob = next(Path(rex.home.path, "objects", job).rglob(entry.sha256))
+    body = bytearray(blob.read_bytes())
+    body[3] ^= 1
+    blob.chmod(0o644)
+    blob.write_bytes(body)
+    assert rex("resume", job).returncode == 0
+    ended = rex.finish(job)
+    assert ended["state"] == "succeeded"
+    second = ended["attempts"][1]
+    assert [bad["manifest"] for bad in second["quarantined"]] == [newest]
+    assert 0 < second["from_step"] < cancelled["checkpoint"]["step"]
+    assert f"quarantined {newest}" in rex("status", job).stdout
+    assert final_state(rex, job) == expected(STEPS)
+
+
+def test_killed_supervisor_takes_its_workers_along_and_the_job_resumes(rex: Rex, spec: Path) -> None:
+    job = rex.submit(spec)
+    status = rex.wait(job, training_past(20))
+    os.kill(status["nodes"][0]["supervisor"], signal.SIGKILL)
+    ended = rex.finish(job)
+    assert ended["state"] == "succeeded"
+    assert ended["attempts"][0]["cause"] == "infrastructure"
+    assert "supervisor was killed" in ended["attempts"][0]["detail"]
+    assert rex.processes(job) == []
+    assert final_state(rex, job) == expected(STEPS)
+
+
+def test_exit_64_fails_at_once_with_the_programs_own_words(rex: Rex, tmp_path: Path) -> None:
+    spec = counting_spec(tmp_path / "c.yaml", "--steps", 50, "--fail_at", 3, "--code", 64)
+    ended = rex.finish(rex.submit(spec))
+    assert (ended["state"], ended["cause"], len(ended["attempts"])) == ("failed", "config", 1)
+    assert "told to fail" in ended["detail"]
+
+
+def test_crashes_end_the_job_when_their_budget_is_spent(rex: Rex, tmp_path: Path) -> None:
+    spec = counting_spec(
+        tmp_path / "c.yaml", "--steps", 50, "--fail_at", 3, "--code", 7, retry={"crash": 0, "backoff_s": 0.1}
+    )
+    ended = rex.finish(rex.submit(spec))
+    assert (ended["state"], ended["cause"]) == ("failed", "crash")
+    assert "rank 0 exited 7" in ended["detail"] and "budget of 0" in ended["detail"]
+
+
+def test_worker_that_ignores_sigterm_is_killed_after_its_grace(rex: Rex, tmp_path: Path) -> None:
+    spec = counting_spec(
+        tmp_path / "c.yaml", "--steps", 9999, "--ignore_term", "--commit_every", 10, limits={"drain_grace_s": 2}
+    )
+    job = rex.submit(spec)
+    rex.wait(job, training_past(12))
+    assert rex("cancel", job).returncode == 0
+    ended = rex.finish(job)
+    assert ended["state"] == "cancelled" and rex.processes(job) == []
+    assert ended["checkpoint"]["step"] >= 10
+
+
+def test_job_that_does_not_fit_now_waits_and_says_for_whom(rex: Rex, tmp_path: Path) -> None:
+    long = rex.submit(counting_spec(tmp_path / "a.yaml", "--steps", 400, name="long", priority=5))
+    rex.wait(long, lambda s: s["state"] in ("launching", "running"))
+    late = rex.submit(counting_spec(tmp_path / "b.yaml", "--steps", 5, name="late"))
+    waiting = rex.wait(late, lambda s: long in s["waiting"])
+    assert waiting["state"] == "queued"
+    assert long in rex("why", late).stdout
+    assert rex("cancel", late).returncode == 0
+    assert rex("cancel", long).returncode == 0
+    assert rex.finish(late)["state"] == "cancelled"
+    assert rex.finish(long)["state"] == "cancelled"

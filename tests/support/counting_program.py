@@ -1,0 +1,134 @@
+"""A program that keeps the contract without MindSpore: it counts, hashes as it goes, commits, drains, resumes.
+
+    counting_program.py --steps 100 --step_s 0.05 --commit_every 20 [--fail-at STEP --code N] [--hang-drain]
+
+The hash after N steps depends on every step, so a resumed run that lost or repeated one ends with another hash.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from cluster.storage import open_store
+from cluster.storage.checkpoints import CheckpointStore
+from jobs import contract
+from jobs.contract import Exit, Heartbeat, HeartbeatSender, Phase, Report, write_report
+from jobs.errors import CorruptCheckpoint, FencedError, StoreUnavailable
+
+stopped = False
+
+
+def on_term(*_: object) -> None:
+    global stopped
+    stopped = True
+
+
+def main() -> int:  # noqa: PLR0915 - one page, read from top to bottom
+    signal.signal(signal.SIGTERM, on_term)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--step_s", type=float, default=0.05)
+    parser.add_argument("--commit_every", type=int, default=20)
+    parser.add_argument("--fail_at", type=int, default=-1)
+    parser.add_argument("--fail_rank", type=int, default=0)
+    parser.add_argument("--fail_attempt", type=int, default=1)
+    parser.add_argument("--code", type=int, default=1)
+    parser.add_argument("--ignore_term", action="store_true")
+    given = parser.parse_args()
+    if os.environ.get("MS_ROLE") == "MS_SCHED":
+        return 0
+    rank, attempt = int(os.environ.get("RANK_ID", "0")), int(os.environ[contract.ENV_ATTEMPT])
+    sender = HeartbeatSender()
+    store = CheckpointStore(open_store(os.environ[contract.ENV_STORE]), os.environ[contract.ENV_JOB])
+    print(f"rank {rank} of attempt {attempt} starts", flush=True)
+    beat = Heartbeat(rank=rank, pid=os.getpid())
+    reports = os.environ[contract.ENV_REPORT_DIR]
+
+    def end(code: Exit | int, reason: str = "") -> int:
+        write_report(reports, Report(heartbeat=beat.__dict__, reason=reason), rank)
+        return int(code)
+
+    step, state, parent, resumed = 0, b"", None, {"manifest": None, "step": 0}
+    try:
+        if rank == 0:
+            start = store.start_attempt(attempt, must_resume=os.environ.get(contract.ENV_MUST_RESUME))
+            quarantined = [{"manifest": q.manifest, "reason": q.reason} for q in start.quarantined]
+            if start.manifest is not None:
+                step, state, parent = start.manifest.step, store.read(start.manifest, "state"), start.manifest.name
+                resumed = {"manifest": parent, "step": step}
+            beat = Heartbeat(**{**beat.__dict__, "resumed": resumed, "quarantined": quarantined})
+    except (CorruptCheckpoint, FencedError) as error:
+        return end(Exit.NO_REQUEUE, str(error))
+    except StoreUnavailable as error:
+        return end(Exit.INFRASTRUCTURE, str(error))
+
+    def commit() -> None:
+        nonlocal parent, beat
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "state"
+            path.write_bytes(state)
+            manifest = store.commit(
+                attempt=attempt,
+                step=step,
+                epoch=0,
+                samples=step,
+                parent=parent,
+                files={"state": path},
+                config_sha256=hashlib.sha256(b"").hexdigest(),
+                world_size=2,
+                seed=0,
+                code={},
+                versions={},
+                metrics={},
+            )
+        parent = manifest.name
+        checkpoint = {"manifest": manifest.name, "step": step, "sha256": manifest.sha256()}
+        beat = Heartbeat(**{**beat.__dict__, "checkpoint": checkpoint})
+
+    first_step_at, begun = None, time.time()
+    while step < given.steps:
+        if stopped and not given.ignore_term:
+            if rank == 0 and not (parent or "").endswith(f"-{step:09d}.json"):
+                commit()
+            return end(Exit.DRAINED, "asked to stop")
+        time.sleep(given.step_s)
+        step += 1
+        state = hashlib.sha256(state + str(step).encode()).digest()
+        first_step_at = first_step_at or time.time()
+        if step == given.fail_at and rank == given.fail_rank and attempt == given.fail_attempt:
+            print("about to fail", flush=True)
+            if given.code < 0:
+                os.kill(os.getpid(), -given.code)
+            return end(given.code, "told to fail")
+        if rank == 0 and step % given.commit_every == 0 and step < given.steps:
+            commit()
+        beat = Heartbeat(
+            **{
+                **beat.__dict__,
+                "phase": Phase.TRAINING.value,
+                "step": step,
+                "total_steps": given.steps,
+                "loss": 1.0 / step,
+                "images_per_s": 1.0 / given.step_s,
+                "first_step_at": first_step_at,
+                "seconds": {"training": time.time() - begun},
+                "at": time.time(),
+            }
+        )
+        sender.send("heartbeat", beat)
+    if rank == 0:
+        beat = Heartbeat(**{**beat.__dict__, "metrics": {"top1": 1.0, "top5": 1.0, "loss": 1.0 / step}})
+        commit()
+        print(f"final {state.hex()}", flush=True)
+    return end(Exit.DONE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
