@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
-.PHONY: help setup demo test check bench lock format down
+.PHONY: help setup demo test check docs bench lock format down
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -24,6 +24,9 @@ check: setup ## lint, format, types, import direction
 format: setup ## apply the formatter and the safe lint fixes
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+docs: setup ## write the generated pages anew
+	@$(BIN)/python -m tools.state_page > docs/states.md
 
 bench: setup ## measure; prints ratios against a peer or limit of the same run
 	@$(BIN)/python -m benchmarks

@@ -31,6 +31,7 @@ ENV_MUST_RESUME = "REX_MUST_RESUME"  # manifest name the store is known to hold:
 ENV_INIT_FROM = "REX_INIT_FROM"  # JSON {"store": URI, "manifest": name, "sha256": hex}
 ENV_MLFLOW_RUN = "REX_MLFLOW_RUN"  # the job's MLflow run; MLFLOW_TRACKING_URI says where
 ENV_CPUS = "REX_CPUS"  # CPUs of this node for all its ranks, "0,1,2,3": rank i takes the i-th equal share
+ENV_LOCAL_RANKS = "REX_LOCAL_RANKS"  # ranks on this node, the same on every node
 ENV_COMPILE_CACHE = "REX_COMPILE_CACHE"  # folder for compiled graphs that outlives the attempt
 ENV_DATA_DIR = "REX_DATA_DIR"  # folder of the data set; an explicit argument of the program wins
 
@@ -143,6 +144,10 @@ class HeartbeatSender:
         except OSError:
             return False  # full or gone: the next heartbeat says more anyway, and outcomes are on disk too
         return True
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
 
 
 def write_report(directory: str | Path, report: Report, rank: int) -> None:

@@ -71,13 +71,15 @@ class Tracking:
 
     @staticmethod
     def _ensure_run(client: MlflowClient, row: JobRow) -> str:
+        if row.mlflow_run is not None:
+            if client.get_run(row.mlflow_run).info.status != "RUNNING":
+                client.update_run(row.mlflow_run, status="RUNNING")  # a resumed job goes on in its own run
+            return row.mlflow_run
         experiment = client.get_experiment_by_name(EXPERIMENT)
         experiment_id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
         found = client.search_runs([experiment_id], f"tags.`{TAG_JOB}` = '{row.id}'", max_results=10)
         for run in found:
             if "mlflow.parentRunId" not in run.data.tags:
-                if run.info.status != "RUNNING":
-                    client.update_run(run.info.run_id, status="RUNNING")  # a resumed job goes on in its own run
                 return str(run.info.run_id)
         tags = {TAG_JOB: row.id, "rex.name": row.spec.name}
         return str(client.create_run(experiment_id, run_name=row.id, tags=tags).info.run_id)

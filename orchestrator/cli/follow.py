@@ -79,8 +79,15 @@ def event_line(entry: Any) -> str:
     elif entry["action"] == "checkpoint_quarantined":
         words = "; ".join(f"quarantined {q['manifest']}: {q['reason']}" for q in detail["quarantined"])
     elif detail:
-        words += f" ({', '.join(f'{key}: {value}' for key, value in detail.items() if value)})"
+        shown = [f"{key}: {_short(value)}" for key, value in detail.items() if value]
+        words += f" ({', '.join(shown)})" if shown else ""
     return f"{attempt}{words}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return str(value.get("manifest", value))
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 class _Lines:

@@ -96,6 +96,17 @@ class Training:
             pass
         return self.process.returncode
 
+    def wait_until(self, reached: Callable[[], bool], timeout_s: float = 240) -> None:
+        """Wait for something that heartbeats do not tell."""
+        deadline = time.monotonic() + timeout_s
+        while not reached():
+            assert time.monotonic() < deadline, self.said()
+            self._receive()
+
+    def printed(self) -> str:
+        """What msrun itself wrote."""
+        return Path(self.output.name).read_text(errors="replace")
+
     def report(self, rank: int) -> dict[str, Any]:
         values: dict[str, Any] = json.loads((self.reports / f"rank_{rank}.json").read_text())
         return values

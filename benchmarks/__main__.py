@@ -1,0 +1,45 @@
+"""`python -m benchmarks [NAME...]`: run the benchmarks, write docs/benchmarks.md when all were run."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import sys
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks.pairs import HEADER
+
+ALL = ("start", "step")
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
+
+
+def machine() -> str:
+    """What this ran on, in a line."""
+    info = Path("/proc/cpuinfo").read_text()
+    model = next((line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name")), "?")
+    packages = ", ".join(f"{name} {version(name)}" for name in ("mindspore", "ray", "mlflow", "numpy"))
+    return f"{os.cpu_count()} CPUs ({model}), Python {platform.python_version()}, {packages}"
+
+
+def main() -> int:
+    names = sys.argv[1:] or list(ALL)
+    rows = []
+    for name in names:
+        for result in importlib.import_module(f"benchmarks.{name}").run():
+            rows.append(result.row())
+            print(rows[-1], flush=True)
+    if not sys.argv[1:]:
+        text = (
+            "# Benchmarks\n\nWritten by `make bench`; every ratio is of pairs measured in turn in one run.\n\n"
+            f"{date.today().isoformat()}: {machine()}.\n\n{HEADER}\n" + "\n".join(rows) + "\n"
+        )
+        PAGE.write_text(text)
+        print(f"wrote {PAGE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

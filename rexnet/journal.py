@@ -1,0 +1,70 @@
+"""The metrics journal: every point goes here first, with the timestamp it keeps for ever.
+
+MLflow's key of a point is (key, timestamp, step, run, value), so sending one twice adds nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from jobs.errors import CorruptCheckpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One value of one metric; `step` counts optimiser steps done."""
+
+    key: str
+    value: float
+    step: int
+    timestamp_ms: int
+
+
+def to_lines(points: Iterable[Point]) -> bytes:
+    """One JSON object a line."""
+    return "".join(json.dumps(asdict(point), sort_keys=True) + "\n" for point in points).encode()
+
+
+def from_lines(body: bytes, source: str) -> list[Point]:
+    """The points in a journal's segment; CorruptCheckpoint if it is none."""
+    try:
+        return [Point(**json.loads(line)) for line in body.splitlines()]
+    except (ValueError, TypeError) as error:
+        raise CorruptCheckpoint(f"{source} is no metrics journal: {error}") from error
+
+
+class Journal:
+    """The points of this attempt: all of them in a local file, those not yet committed also in memory."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab", buffering=0)
+        self._pending: list[Point] = []
+        self._lock = threading.Lock()  # the checkpoint thread says what is committed
+
+    def add(self, step: int, values: dict[str, float]) -> list[Point]:
+        """Record these values at `step`, now; returns the points."""
+        now = int(time.time() * 1000)
+        points = [Point(key, float(value), step, now) for key, value in values.items()]
+        self._file.write(to_lines(points))
+        with self._lock:
+            self._pending.extend(points)
+        return points
+
+    def pending(self) -> list[Point]:
+        """The points that no committed manifest covers yet."""
+        with self._lock:
+            return list(self._pending)
+
+    def committed(self, step: int) -> None:
+        """A manifest covers all points up to `step`."""
+        with self._lock:
+            self._pending = [point for point in self._pending if point.step > step]
+
+    def close(self) -> None:
+        self._file.close()

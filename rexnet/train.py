@@ -1,0 +1,124 @@
+"""The training program: one rank of it.
+
+    msrun --worker_num 2 --local_worker_num 2 --join=True rexnet/train.py --config quickstart --data_dir DIR
+    python -m rexnet.train --config quickstart --data_dir DIR --distribute False
+
+Any key of the recipe may follow as `--key value`. Exit codes are those of `jobs.contract.Exit`; SIGTERM makes all
+ranks stop after one and the same step, with a committed checkpoint.
+"""
+
+# ruff: noqa: E402  SIGTERM is taken before anything slow is imported
+from __future__ import annotations
+
+import signal
+import sys
+import time
+
+_TERM_AT: list[float] = []
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: _TERM_AT.append(time.time()))
+    if not __package__:  # run by its path: our parent, not our folder, belongs on the module path
+        from pathlib import Path
+
+        sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import logging
+import os
+import traceback
+
+from jobs.contract import ENV_DATA_DIR, Exit, Phase
+from jobs.errors import FencedError, IntegrityError, RexError, StoreUnavailable, UserError
+from rexnet.pulse import Pulse
+from rexnet.recipe import Recipe, load_recipe, parse_arguments
+from rexnet.world import GraphCache, StopRequest, World, find_world, pin
+
+log = logging.getLogger("rexnet.train")
+
+
+def read_recipe(arguments: list[str]) -> Recipe:
+    """The recipe that the command line means; REX_DATA_DIR counts where it names no data_dir. Raises SpecError."""
+    config, overrides = parse_arguments(arguments)
+    if ENV_DATA_DIR in os.environ:
+        overrides.setdefault("data_dir", os.environ[ENV_DATA_DIR])
+    return load_recipe(config, overrides)
+
+
+def exit_code(error: BaseException) -> Exit | int:
+    """What an error means to whoever started us."""
+    if isinstance(error, UserError):
+        return Exit.CONFIG
+    if isinstance(error, StoreUnavailable):
+        return Exit.INFRASTRUCTURE
+    if isinstance(error, FencedError | IntegrityError):
+        return Exit.NO_REQUEUE
+    return 1
+
+
+def run_scheduler() -> int:
+    """msrun's own process, which holds the cluster together and trains nothing; returns when the workers are done."""
+    from mindspore.communication import init
+
+    init()
+    return Exit.DONE
+
+
+def run_rank(recipe: Recipe, world: World, stop: StopRequest, pulse: Pulse, graphs: GraphCache) -> int:
+    """Train; returns DONE or DRAINED. Errors are raised."""
+    from rexnet.session import Session  # imports MindSpore: CPUs are pinned and SIGTERM is taken by now
+
+    with Session(recipe, world, stop, pulse, graphs) as session:
+        while session.step < session.total_steps:
+            loss, all_stop = session.train_step()
+            session.record(loss)
+            if session.validation_is_due:
+                session.validate()
+            if session.step == session.total_steps:
+                break  # done rather than drained, whoever asked: there is nothing left to resume
+            if all_stop:
+                session.drain()
+                return Exit.DRAINED
+            if session.checkpoint_is_due:
+                session.checkpoint()
+        session.complete()
+    return Exit.DONE
+
+
+def main(arguments: list[str]) -> int:
+    """Run one rank and leave its report."""
+    stop = StopRequest().install()
+    if _TERM_AT:
+        stop.seen_at = _TERM_AT[0]
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    pulse = Pulse(int(os.environ.get("RANK_ID", "0")) if os.environ.get("MS_ROLE") != "MS_SCHED" else -1)
+    graphs: GraphCache | None = None
+    reason = ""
+    try:
+        recipe = read_recipe(arguments)
+        world = find_world(os.environ, os.sched_getaffinity(0), distribute=recipe.distribute)
+        if world.is_scheduler:
+            return run_scheduler()
+        pulse.enter(Phase.STARTING)
+        pin(world)
+        graphs = GraphCache(os.environ, recipe, world, program="train")
+        code = run_rank(recipe, world, stop, pulse, graphs)
+        reason = f"{'drained' if code == Exit.DRAINED else 'done'} at step {pulse.now.step}"
+        return code
+    except RexError as error:
+        reason = str(error)
+        print(f"rexnet.train: {error}", file=sys.stderr, flush=True)
+        code = exit_code(error)
+        if code == 1:
+            traceback.print_exc()
+        return code
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        if pulse.now.rank >= 0:
+            pulse.report(reason)
+        if graphs is not None:
+            graphs.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,141 @@
+"""A rank's place in the world, found before MindSpore is imported: rank, CPUs, the wish to stop, compiled graphs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from jobs.contract import ENV_COMPILE_CACHE, ENV_CPUS
+from jobs.errors import SpecError
+from rexnet.recipe import Recipe
+
+# Keys of the recipe that are constants in a compiled graph.
+_SHAPES_GRAPH = ("model", "num_classes", "batch_size", "image_resize", "label_smoothing", "momentum", "use_nesterov",
+                 "weight_decay")  # fmt: skip
+
+
+class StopRequest:
+    """Set by SIGTERM: the rank is to stop after the step on which all ranks agree."""
+
+    def __init__(self) -> None:
+        self.seen_at: float | None = None
+
+    def __bool__(self) -> bool:
+        return self.seen_at is not None
+
+    def install(self) -> StopRequest:
+        """Take SIGTERM from now on. To be repeated after imports that install handlers of their own."""
+        signal.signal(signal.SIGTERM, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.seen_at is None:
+            self.seen_at = time.time()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """Who we are among the ranks; `cpus` are this rank's own, `is_scheduler` marks msrun's process that has no rank."""
+
+    rank: int
+    size: int
+    cpus: tuple[int, ...]
+    is_scheduler: bool = False
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def find_world(environment: Mapping[str, str], available: set[int], *, distribute: bool) -> World:
+    """The world that msrun's environment describes; a world of one without msrun, or if not to be distributed.
+
+    DEVICE_ID is the rank within the node; every node has the same number of ranks. On one node each takes an equal
+    share of its CPUs: those of REX_CPUS, else all that this process may use.
+    """
+    named = environment.get(ENV_CPUS)
+    try:
+        cpus = [int(cpu) for cpu in named.split(",")] if named else sorted(available)
+    except ValueError as error:
+        raise SpecError(f"{ENV_CPUS}={named!r} is no list of CPU numbers", hint="say 0,1,2,3") from error
+    if not distribute or "MS_WORKER_NUM" not in environment:
+        return World(rank=0, size=1, cpus=tuple(cpus))
+    size, rank = int(environment["MS_WORKER_NUM"]), int(environment.get("RANK_ID", "0"))
+    if environment.get("MS_ROLE") == "MS_SCHED":
+        return World(rank=-1, size=size, cpus=tuple(cpus), is_scheduler=True)
+    local_size = int(environment.get("REX_LOCAL_RANKS", size))
+    return World(rank=rank, size=size, cpus=share_of(cpus, rank % local_size, local_size))
+
+
+def share_of(cpus: list[int], local_rank: int, local_size: int) -> tuple[int, ...]:
+    """The `local_rank`-th of equal shares; ranks beyond the number of CPUs share them in turn."""
+    per_rank = len(cpus) // local_size
+    if not per_rank:
+        return (cpus[local_rank % len(cpus)],)
+    return tuple(cpus[local_rank * per_rank : (local_rank + 1) * per_rank])
+
+
+def pin(world: World) -> None:
+    """Bind this process, and every thread it will start, to its CPUs: the number of threads decides the result's bits.
+
+    Raises SpecError if the machine does not have them.
+    """
+    try:
+        os.sched_setaffinity(0, world.cpus)
+    except OSError as error:
+        raise SpecError(f"CPUs {world.cpus} cannot be used here: {error.strerror}", hint=f"check {ENV_CPUS}") from error
+
+
+class GraphCache:
+    """Compiled graphs that outlive the attempt.
+
+    MindSpore numbers its cached graphs and writes them in place, so each process works on a copy of its own, and puts
+    it back whole when it has more. The key holds all that shapes the graphs: program text, recipe, world, rank.
+    """
+
+    def __init__(self, environment: Mapping[str, str], recipe: Recipe, world: World, *, program: str) -> None:
+        self._shared: Path | None = None
+        folder = environment.get(ENV_COMPILE_CACHE)
+        if not folder or world.is_scheduler:
+            return
+        shaping = {name: getattr(recipe, name) for name in _SHAPES_GRAPH}
+        key = hashlib.sha256(f"{program} {shaping} {world.size}".encode())
+        for name in ("model.py", "step.py", f"{program}.py"):
+            key.update((Path(__file__).parent / name).read_bytes())
+        self._shared = Path(folder) / f"{key.hexdigest()[:24]}-{world.rank}"
+        self._own = Path(tempfile.mkdtemp(prefix="graphs-"))
+        with suppress(OSError):  # none yet, or just being replaced: we compile
+            shutil.copytree(self._shared, self._own, dirs_exist_ok=True)
+        self._before = self._files()
+        os.environ["MS_COMPILER_CACHE_ENABLE"] = "1"
+        os.environ["MS_COMPILER_CACHE_PATH"] = str(self._own)
+
+    def publish(self) -> None:
+        """Put new graphs back. A failure costs the next attempt a compilation and nothing else."""
+        if self._shared is None or self._files() == self._before:
+            return
+        with suppress(OSError):
+            self._shared.parent.mkdir(parents=True, exist_ok=True)
+            aside = Path(tempfile.mkdtemp(prefix=".graphs-", dir=self._shared.parent))
+            shutil.copytree(self._own, aside / "new")
+            with suppress(FileNotFoundError):
+                self._shared.rename(aside / "old")
+            (aside / "new").rename(self._shared)
+            shutil.rmtree(aside, ignore_errors=True)
+            self._before = self._files()
+
+    def close(self) -> None:
+        if self._shared is not None:
+            shutil.rmtree(self._own, ignore_errors=True)
+
+    def _files(self) -> set[str]:
+        return {str(path.relative_to(self._own)) for path in self._own.rglob("*") if path.is_file()}

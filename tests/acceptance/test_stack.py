@@ -1,0 +1,133 @@
+"""The stack as a user meets it: brought up once, outliving terminals, taken down without a trace."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.processes import find_by_environment
+from tests.support.rex import Rex, counting_spec
+
+
+@pytest.fixture(scope="module")
+def rex() -> Iterator[Rex]:
+    with tempfile.TemporaryDirectory(prefix="rex") as folder:
+        rex = Rex(Path(folder))
+        try:
+            yield rex
+        finally:
+            assert rex("down", "--now").returncode == 0
+            assert rex.own_processes() == []
+
+
+def ports(rex: Rex) -> list[int]:
+    return [service.port for service in rex.stack.running() if service.port]
+
+
+def test_two_commands_at_once_bring_up_one_stack(rex: Rex, tmp_path: Path) -> None:
+    spec = counting_spec(tmp_path / "job.yaml", "--steps", 10)
+    both = [rex.start("run", str(spec)) for _ in range(2)]
+    outputs = [process.communicate(timeout=200)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert sum("starting Ray" in output for output in outputs) == 1
+    for name in ("RAY", "MLFLOW", "CONTROL"):
+        heads = [
+            pid
+            for pid in find_by_environment(f"REX_STACK_{name}", rex.stack.token)
+            if os.getsid(pid) == pid and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] == "1"
+        ]
+        assert len(heads) == 1, (name, heads)
+
+
+def test_killed_run_command_stops_nothing_and_attach_finds_the_job(rex: Rex, tmp_path: Path) -> None:
+    spec = counting_spec(tmp_path / "job.yaml", "--steps", 80, name="orphan")
+    before = {row.id for row in rex.store.jobs()}
+    command = rex.start("run", str(spec))
+    while not (new := {row.id for row in rex.store.jobs()} - before):
+        assert command.poll() is None
+    (job,) = new
+    rex.wait(job, lambda s: s["progress"]["step"] > 5)
+    command.kill()
+    command.communicate()
+    assert rex("preempt", job).returncode == 0
+    attached = rex("run", "--attach", job, timeout_s=150)
+    assert attached.returncode == 0, attached.stdout + attached.stderr
+    assert "attempt 1    steps 0 to" in attached.stdout and "preempted" in attached.stdout
+    assert "attempt 2" in attached.stdout
+    assert rex.processes(job) == []
+
+
+def test_ctrl_c_cancels_with_a_checkpoint_and_leaves_no_worker(rex: Rex, tmp_path: Path) -> None:
+    spec = counting_spec(tmp_path / "job.yaml", "--steps", 5000, name="interrupted")
+    before = {row.id for row in rex.store.jobs()}
+    command = rex.start("run", str(spec), start_new_session=True)
+    while not (new := {row.id for row in rex.store.jobs()} - before):
+        assert command.poll() is None
+    (job,) = new
+    rex.wait(job, lambda s: s["progress"]["step"] > 5)
+    os.kill(command.pid, signal.SIGINT)
+    output, _ = command.communicate(timeout=100)
+    assert command.returncode == 1, output
+    assert "cancelling, with a checkpoint" in output
+    status = rex.finish(job)
+    assert status["state"] == "cancelled" and status["checkpoint"]["step"] > 5
+    assert rex.processes(job) == []
+    assert "rexctl" not in rex("logs", job).stderr
+
+
+def test_logs_are_kept_by_attempt_and_rank(rex: Rex) -> None:
+    job = next(row.id for row in rex.store.jobs() if row.spec.name == "orphan")
+    assert "[1] rank 1 of attempt 1 starts" in rex("logs", job, "--attempt", "1", "--rank", "1").stdout
+    both = rex("logs", job).stdout
+    assert "[0] rank 0 of attempt 2 starts" in both and "[1] rank 1 of attempt 2 starts" in both
+    missing = rex("logs", job, "--rank", "7")
+    assert missing.returncode == 2 and "no log of rank 7" in missing.stderr
+    followed = rex("logs", "-f", job, timeout_s=30)
+    assert followed.returncode == 0 and "final" in followed.stdout
+
+
+def test_asking_twice_and_too_late_is_told(rex: Rex) -> None:
+    done = next(row.id for row in rex.store.jobs() if row.spec.name == "orphan")
+    assert rex("resume", done).returncode == 2
+    late = rex("cancel", done)
+    assert late.returncode == 2 and "succeeded already" in late.stderr
+
+
+def test_job_starts_from_another_jobs_weights(rex: Rex, tmp_path: Path) -> None:
+    source = next(row for row in rex.store.jobs() if row.spec.name == "orphan")
+    spec = counting_spec(tmp_path / "job.yaml", "--steps", 5, name="heir", init_from={"job": source.id, "step": 20})
+    job = rex.submit(spec)
+    ended = rex.finish(job)
+    assert ended["state"] == "succeeded"
+    plan = rex.store.attempts(job)[0].plan
+    assert plan is not None and "000000020.json" in plan["env"]["REX_INIT_FROM"]
+    wrong = counting_spec(tmp_path / "wrong.yaml", name="heir", init_from={"job": source.id, "step": 21})
+    refused = rex("submit", str(wrong))
+    assert refused.returncode == 2 and "no checkpoint at step 21" in refused.stderr and "valid: 20," in refused.stderr
+
+
+def test_down_drains_what_runs_and_up_goes_on_with_it(rex: Rex, tmp_path: Path) -> None:
+    job = rex.submit(counting_spec(tmp_path / "job.yaml", "--steps", 120, "--step_s", 0.1, name="longer"))
+    rex.wait(job, lambda s: s["progress"]["step"] > 5)
+    held = ports(rex)
+    down = rex("down")
+    assert down.returncode == 0, down.stderr
+    assert f"{job} will go on" in down.stdout
+    assert rex.own_processes() == [] and rex.processes(job) == []
+    for port in held:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))  # nobody holds it
+    stopped = rex.status(job)
+    assert stopped["state"] == "queued"
+    assert "control plane is not running" in rex("status", job).stderr
+    assert rex("up").returncode == 0
+    ended = rex.finish(job)
+    assert ended["state"] == "succeeded"
+    assert ended["attempts"][1]["from_step"] == ended["attempts"][0]["to_step"]

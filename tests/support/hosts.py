@@ -1,0 +1,115 @@
+"""Several hosts on one machine, each with its own network address, process table, /tmp, home and shared memory.
+
+Host I (from 1) answers at 10.77.0.(10+I), this machine at 10.77.0.1. Needs root and iproute2.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+_BRIDGE = "rexbr0"
+
+
+def missing() -> str | None:
+    """What keeps this machine from having hosts, None if nothing does."""
+    if os.getuid() != 0:
+        return "needs root"
+    if shutil.which("ip") is None:
+        return "needs iproute2"
+    probe = subprocess.run(["ip", "netns", "add", "rexprobe"], capture_output=True, text=True, check=False)
+    subprocess.run(["ip", "netns", "del", "rexprobe"], capture_output=True, check=False)
+    return None if probe.returncode == 0 else f"needs network namespaces ({probe.stderr.strip()})"
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+class Hosts:
+    """`count` hosts whose files below `folder` are shared, and nothing else."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder, self.count = folder, count
+        self._holders: dict[int, subprocess.Popen[bytes]] = {}
+        self._inits: dict[int, int] = {}
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Hosts:
+        _ip("link", "add", _BRIDGE, "type", "bridge")
+        _ip("addr", "add", "10.77.0.1/24", "dev", _BRIDGE)
+        _ip("link", "set", _BRIDGE, "up")
+        for host in range(1, self.count + 1):
+            self._plug(host)
+            self._boot(host)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for host, holder in self._holders.items():
+            os.kill(self._inits[host], signal.SIGKILL)  # its first process: the kernel ends all the others
+            holder.wait()
+        for process in self._started:
+            process.wait()
+        for host in self._holders:
+            subprocess.run(["ip", "netns", "del", f"rexhost{host}"], check=False, capture_output=True)
+        subprocess.run(["ip", "link", "del", _BRIDGE], check=False, capture_output=True)
+
+    def _plug(self, host: int) -> None:
+        space = f"rexhost{host}"
+        _ip("netns", "add", space)
+        _ip("link", "add", f"rexv{host}", "type", "veth", "peer", "name", "eth0", "netns", space)
+        _ip("link", "set", f"rexv{host}", "master", _BRIDGE, "up")
+        _ip("-n", space, "addr", "add", f"{self.address(host)}/24", "dev", "eth0")
+        _ip("-n", space, "link", "set", "eth0", "up")
+        _ip("-n", space, "link", "set", "lo", "up")
+
+    def _boot(self, host: int) -> None:
+        own = self.folder / f"host-{host}"
+        for name in ("tmp", "home"):
+            (own / name).mkdir(parents=True)
+        ready = own / "booted"
+        script = (
+            f"hostname rexhost{host}; mount -t tmpfs -o size=2g tmpfs /dev/shm; mount --bind '{own / 'tmp'}' /tmp; "
+            f"touch '{ready}'; exec sleep infinity"
+        )
+        space = ["ip", "netns", "exec", f"rexhost{host}"]
+        spaces = ["unshare", "--pid", "--mount", "--ipc", "--uts", "--fork", "--kill-child", "--mount-proc"]
+        holder = subprocess.Popen([*space, *spaces, "bash", "-c", script], stdin=subprocess.DEVNULL)
+        self._holders[host] = holder
+        deadline = time.monotonic() + 20
+        while not ready.exists():
+            assert time.monotonic() < deadline and holder.poll() is None, f"host {host} did not boot"
+            time.sleep(0.05)
+        children = Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text().split()
+        self._inits[host] = int(children[0])
+
+    def address(self, host: int) -> str:
+        return f"10.77.0.{10 + host}"
+
+    def command(self, host: int, command: Sequence[str], env: dict[str, str] | None = None) -> list[str]:
+        """The command line that runs `command` on a host, in its own home."""
+        spaces = ["nsenter", "-t", str(self._inits[host]), "--net", "--pid", "--mount", "--ipc", "--uts"]
+        own = {"HOME": str(self.folder / f"host-{host}" / "home"), **(env or {})}
+        return [*spaces, "env", *(f"{name}={value}" for name, value in own.items()), *command]
+
+    def run(self, host: int, command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        env = options.pop("env", None)
+        return subprocess.run(self.command(host, command, env), capture_output=True, text=True, check=False, **options)
+
+    def start(self, host: int, command: Sequence[str], log: Path, env: dict[str, str] | None = None) -> None:
+        """Start something that stays until the host ends."""
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                self.command(host, command, env), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
+        self._started.append(process)
+
+    def processes(self, host: int) -> list[str]:
+        """The command line of every process of the host."""
+        return self.run(host, ["ps", "-e", "-o", "args="]).stdout.splitlines()
