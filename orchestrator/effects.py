@@ -54,7 +54,7 @@ def build_launch(
     env = dict(spec.env)
     env[contract.ENV_STORE] = row.store_uri
     env["MLFLOW_TRACKING_URI"] = tracking_uri
-    env[contract.ENV_COMPILE_CACHE] = f"{home.work_root}/{row.id}/compile-cache"
+    env[contract.ENV_COMPILE_CACHE] = f"{home.work_root}/compile-cache"  # shared: its keys hold what shapes a graph
     if mlflow_run:
         env[contract.ENV_MLFLOW_RUN] = mlflow_run
     if data_dir:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from jobs.contract import ENV_COMPILE_CACHE, ENV_CPUS
+from jobs.contract import ENV_COMPILE_CACHE, ENV_CPUS, ENV_LOCAL_RANKS
 from jobs.errors import SpecError
 from rexnet.recipe import Recipe
 
@@ -72,7 +72,7 @@ def find_world(environment: Mapping[str, str], available: set[int], *, distribut
     size, rank = int(environment["MS_WORKER_NUM"]), int(environment.get("RANK_ID", "0"))
     if environment.get("MS_ROLE") == "MS_SCHED":
         return World(rank=-1, size=size, cpus=tuple(cpus), is_scheduler=True)
-    local_size = int(environment.get("REX_LOCAL_RANKS", size))
+    local_size = int(environment.get(ENV_LOCAL_RANKS, size))
     return World(rank=rank, size=size, cpus=share_of(cpus, rank % local_size, local_size))
 
 
