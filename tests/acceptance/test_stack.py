@@ -107,9 +107,9 @@ def test_job_starts_from_another_jobs_weights(rex: Rex, tmp_path: Path) -> None:
     assert ended["state"] == "succeeded"
     plan = rex.store.attempts(job)[0].plan
     assert plan is not None and "000000020.json" in plan["env"]["REX_INIT_FROM"]
-    wrong = counting_spec(tmp_path / "wrong.yaml", name="heir", init_from={"job": source.id, "step": 21})
+    wrong = counting_spec(tmp_path / "wrong.yaml", name="heir", init_from={"job": source.id, "step": 1})
     refused = rex("submit", str(wrong))
-    assert refused.returncode == 2 and "no checkpoint at step 21" in refused.stderr and "valid: 20," in refused.stderr
+    assert refused.returncode == 2 and "no checkpoint at step 1" in refused.stderr and "valid: " in refused.stderr
 
 
 def test_down_drains_what_runs_and_up_goes_on_with_it(rex: Rex, tmp_path: Path) -> None:
