@@ -1,4 +1,4 @@
-"""Turns a terminal's recorded output into a picture: `rexctl demo 2>&1 | tee log; python -m tools.record log docs/demo.svg`.
+"""Turns recorded terminal output into a picture: `python -m tools.record LOG docs/demo.svg`.
 
 Progress lines between the telling ones are thinned out; nothing else is changed.
 """
