@@ -5,6 +5,7 @@ set -eu
 cd "$(dirname "$0")/.."
 VENV=.venv
 STAMP=$VENV/.setup-done
+export UV_SYSTEM_CERTS=1 # trust what the machine trusts: many networks have a certificate authority of their own
 if [ -e "$STAMP" ] && [ "$STAMP" -nt requirements.lock ] && [ "$STAMP" -nt pyproject.toml ]; then
     exit 0
 fi
