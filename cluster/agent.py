@@ -92,12 +92,26 @@ class Agent:
     def _prepare(self) -> None:
         for name in ("logs", "reports", "cwd"):
             (self._directory / name).mkdir(parents=True, exist_ok=True)
+        lacking = [name for name in self._plan.from_env if name not in os.environ]
+        if lacking:
+            raise PrepareFailed(
+                f"credentials.from_env names {', '.join(lacking)}, which {socket.gethostname()} does not have "
+                "(the environment in which Ray was started there counts)",
+                int(Exit.CONFIG),
+            )
         if not self._plan.prepare:
             return
         log_path = self._directory / "prepare.log"
         with log_path.open("ab") as log:
             command = [sys.executable, *self._plan.prepare]
-            done = subprocess.run(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/", check=False)
+            env = {**os.environ, ENV_TOKEN: self._plan.token}  # the sweep is to find it, should we die
+            done = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/", env=env)
+            while done.poll() is None:
+                if self._stop is not None:
+                    done.kill()
+                    done.wait()
+                    return
+                time.sleep(0.1)
         if done.returncode != 0:
             lines = log_path.read_text(errors="replace").strip().splitlines()
             raise PrepareFailed(
@@ -153,7 +167,7 @@ class Agent:
                 message = json.loads(line)
                 kind = message.pop("kind")
                 if kind == "fault":
-                    self._tell_peers()
+                    threading.Thread(target=self._tell_peers, name="tell-peers", daemon=True).start()
                 with self._lock:
                     if kind == "started":
                         self._started = message
@@ -210,8 +224,8 @@ class Agent:
             try:
                 actor = ray.get_actor(agent_name(self._plan.job, self._plan.attempt, peer), namespace=NAMESPACE)
                 actor.stop.remote("peer_fault", 0.0)
-            except ValueError:
-                continue  # that agent is gone, and its supervisor ends with it
+            except (ValueError, ray.exceptions.RayError):
+                continue  # gone, and its supervisor with it; or unreachable: then the control plane tells it
 
 
 class PrepareFailed(Exception):
@@ -234,6 +248,7 @@ def certify(plan_json: str, node_rank: int) -> dict[str, Any]:
     deadline = time.monotonic() + _SUPERVISOR_END_S
     while find_by_environment(ENV_SUPERVISES, plan.token) and time.monotonic() < deadline:
         time.sleep(0.1)
+    # Its agent is dead for certain (the caller killed it first): what is left now owns nothing any more.
     survivors = end_by_environment(ENV_SUPERVISES, plan.token) + end_by_environment(ENV_TOKEN, plan.token)
     path = directory / ENDED_FILE
     if path.exists():
@@ -244,6 +259,7 @@ def certify(plan_json: str, node_rank: int) -> dict[str, Any]:
         "stop_why": None,
         "fault": {"rank": None, "code": None},
         "message": "the agent died",
+        "unattended": True,  # nobody saw when
         "outcomes": [],
         "msrun_exit": None,
         "survivors": survivors,

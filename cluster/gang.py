@@ -14,7 +14,14 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError
+from ray.exceptions import (
+    ActorPlacementGroupRemoved,
+    ActorUnavailableError,
+    ActorUnschedulableError,
+    GetTimeoutError,
+    RayActorError,
+    RayError,
+)
 from ray.util import get_placement_group, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
@@ -75,10 +82,7 @@ class Gangs:
 
     @_translated
     def connect(self) -> None:
-        """(Re)connect; ClusterUnreachable if the cluster does not answer."""
-        if ray.is_initialized():
-            ray.shutdown()
-        self._agents.clear()
+        """Connect, once in a process; ClusterUnreachable if the cluster does not answer."""
         ray.init(
             address=self.address,
             namespace=NAMESPACE,
@@ -89,8 +93,8 @@ class Gangs:
 
     @_translated
     def nodes(self) -> list[Node]:
-        """Every node that Ray has known, dead ones included."""
-        return [
+        """Every node that Ray has known, dead ones included; a cluster without any node is one that did not answer."""
+        found = [
             Node(
                 id=entry["NodeID"],
                 host=entry["NodeManagerHostname"],
@@ -101,6 +105,9 @@ class Gangs:
             )
             for entry in ray.nodes()
         ]
+        if not found:
+            raise ClusterUnreachable("Ray lists no node at all", hint="its head may just be starting")
+        return found
 
     @_translated
     def launch(self, plan: LaunchPlan, node_ids: tuple[str, ...]) -> None:
@@ -169,8 +176,10 @@ class Gangs:
             return NodeView(node_rank=node_rank, answer="pending")
         except ActorUnavailableError as error:
             return NodeView(node_rank=node_rank, answer="unreachable", detail=str(error))
-        except RayActorError as error:
+        except (RayActorError, ActorPlacementGroupRemoved, ActorUnschedulableError) as error:
             return NodeView(node_rank=node_rank, answer="dead", detail=" ".join(str(error).split()))
+        except RayError as error:  # about this one agent only; what it means is not known
+            return NodeView(node_rank=node_rank, answer="unreachable", detail=" ".join(str(error).split()))
 
     @_translated
     def stop(self, job: str, attempt: int, nodes: int, why: str, grace_s: float) -> None:
@@ -179,6 +188,13 @@ class Gangs:
             actor = self._agent(job, attempt, node_rank)
             if actor is not None:
                 actor.stop.remote(why, grace_s)
+
+    @_translated
+    def kill_agent(self, job: str, attempt: int, node_rank: int) -> None:
+        """Make sure that an agent is gone, whether it ever started or not. Idempotent."""
+        actor = self._agent(job, attempt, node_rank)
+        if actor is not None:
+            ray.kill(actor, no_restart=True)
 
     @_translated
     def certify(self, plan: LaunchPlan, node_rank: int, node_id: str, timeout_s: float = 60.0) -> dict[str, Any]:

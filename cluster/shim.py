@@ -21,9 +21,10 @@ from types import FrameType
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from cluster.processes import die_with_parent  # noqa: E402
-from jobs.contract import ENV_REPORT_DIR, Exit, HeartbeatSender, Outcome, Report  # noqa: E402
+from jobs.contract import ENV_REPORT_DIR, Exit, HeartbeatSender, Outcome, Report, checked_heartbeat  # noqa: E402
 
 _LAST_BYTES = 4096
+_HELLO_TRIES = 200
 
 
 def command(arguments: list[str]) -> list[str]:
@@ -48,11 +49,14 @@ def last_lines(count: int = 5) -> str:
 def outcome_of(rank: int, child: subprocess.Popen[bytes], directory: Path | None) -> Outcome:
     """What is known of the ended child: its status from the kernel, its own words from its report."""
     status = child.returncode
-    report: Report | None = None
+    report, reason, beat = None, "", None
     path = directory / f"rank_{rank}.json" if directory else None
     if path is not None and path.exists():
-        report = Report.from_json(path.read_text())
-    reason = report.reason if report else ""
+        try:
+            report = Report.from_json(path.read_text())
+            reason, beat = str(report.reason), checked_heartbeat(report.heartbeat)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            reason = f"its report cannot be read: {error!r}"  # the program wrote it; how it ended counts all the same
     if not reason and status not in (Exit.DONE, Exit.DRAINED):
         reason = last_lines()
     return Outcome(
@@ -61,7 +65,7 @@ def outcome_of(rank: int, child: subprocess.Popen[bytes], directory: Path | None
         code=status if status >= 0 else None,
         signal=-status if status < 0 else None,
         reason=reason,
-        heartbeat=report.heartbeat if report else None,
+        heartbeat=beat,
         at=time.time(),
     )
 
@@ -88,7 +92,10 @@ def main() -> int:
     child = subprocess.Popen(command(sys.argv[1:]), preexec_fn=die_with_parent)  # noqa: PLW1509 - one thread
     if asked:
         child.send_signal(signal.SIGTERM)
-    sender.send("hello", {"rank": rank, "pid": os.getpid(), "child": child.pid})
+    for _ in range(_HELLO_TRIES):  # the socket takes ten datagrams; without this one we would not be told to drain
+        if not sender.wanted or sender.send("hello", {"rank": rank, "pid": os.getpid(), "child": child.pid}):
+            break
+        time.sleep(0.05)
     child.wait()
     outcome = outcome_of(rank, child, directory)
     if directory is not None:

@@ -27,7 +27,7 @@ from cluster.cpus import CpuClaim
 from cluster.launch import LaunchPlan
 from cluster.msrun import MsrunCommand, build_msrun
 from cluster.processes import die_with_parent, end_by_environment
-from jobs.contract import ENV_TOKEN, Exit
+from jobs.contract import ENV_TOKEN, Exit, checked_heartbeat
 
 _TICK_S = 0.1
 _SCHEDULER_GRACE_S = 15.0  # from the last worker's good end to that of msrun's scheduler process
@@ -143,6 +143,7 @@ class Supervisor:
             )
         self.link.send({"kind": "started", "cpus": list(self.cpus.cpus), "pid": os.getpid(), "at": time.time()})
         self._watch()
+        self._read_inbox()  # what came with the last words
         survivors = self._end_tree()
         self._collect_outcomes()
         return self._record(survivors)
@@ -222,8 +223,7 @@ class Supervisor:
             if self.stop_why is not None:
                 self._terminate(rank)
         elif kind == "heartbeat":
-            message["pid"] = pid
-            self.link.send(message)
+            self.link.send({**checked_heartbeat(message), "kind": kind, "pid": pid})
         elif kind == "outcome":
             self._note_outcome(rank, message)
 

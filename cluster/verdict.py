@@ -15,6 +15,7 @@ _BY_CODE = {
     int(Exit.DRAINED): Cause.PREEMPTED,
 }
 _GOOD = (int(Exit.DONE), int(Exit.DRAINED))
+START_TIMEOUT = "start_timeout"  # why the control plane stops an attempt whose workers never reported
 _OURS = ("peer_fault", "agent_gone")  # stops that are consequences, not causes
 
 
@@ -32,6 +33,9 @@ def judge(records: Sequence[dict[str, Any]], *, world_size: int, stop_for: Cause
     final = _first([o for o in workers if o["code"] in (Exit.CONFIG, Exit.NO_REQUEUE)])
     if final is not None:
         return _BY_CODE[final["code"]], _say(final)
+    late = [str(record["node_rank"]) for record in records if record.get("stop_why") == START_TIMEOUT]
+    if late:
+        return Cause.INFRASTRUCTURE, f"no worker reported within limits.start_timeout_s (nodes {', '.join(late)})"
     bad = _first(_faults(records))
     if stop_for is not None:
         return stop_for, f"while draining: {_say(bad)}" if bad and stop_for is Cause.PREEMPTED else ""

@@ -25,8 +25,7 @@ class Cause(str, Enum):
 class Retry(BaseModel):
     """How often each cause may end an attempt before the job has failed; null is without limit.
 
-    `no_progress` counts attempts in a row that ended without a newer checkpoint than the one they started from
-    (preemptions aside), whatever ended them.
+    `no_progress` counts crashes and hangs in a row without a newer checkpoint than the one the attempt started from.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)

@@ -13,6 +13,7 @@ Standard library only: the rank shim imports this in every worker.
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 from dataclasses import asdict, dataclass, field, fields
@@ -121,6 +122,30 @@ class Outcome(_JsonRecord):
     at: float = 0.0
 
 
+def checked_heartbeat(values: dict[str, Any]) -> dict[str, Any]:
+    """A heartbeat as plain values, fit to be stored and shown; ValueError if a program sent something else.
+
+    Numbers that are not finite become None: JSON has no word for them.
+    """
+    beat = asdict(Heartbeat.from_dict(values))
+    for name in ("rank", "step", "total_steps", "epoch"):
+        beat[name] = int(beat[name])
+    for name in ("images_per_s", "loss", "first_step_at", "stop_seen_at"):
+        beat[name] = _finite(beat[name])
+    for name in ("metrics", "seconds"):
+        beat[name] = {str(key): _finite(value) or 0.0 for key, value in dict(beat[name]).items()}
+    for name, wanted in (("resumed", ("manifest", "step")), ("checkpoint", ("manifest", "step", "sha256"))):
+        if beat[name] is not None:
+            beat[name] = {key: beat[name][key] for key in wanted}
+            beat[name]["step"] = int(beat[name]["step"])
+    beat["quarantined"] = [{key: str(bad[key]) for key in ("manifest", "reason")} for bad in beat["quarantined"]]
+    return {**beat, "phase": str(beat["phase"]), "at": _finite(beat["at"]) or 0.0}
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if value is not None and math.isfinite(float(value)) else None
+
+
 class HeartbeatSender:
     """Sends heartbeats to the supervisor; never blocks, never raises, does nothing in a bare run.
 
@@ -133,6 +158,11 @@ class HeartbeatSender:
         if self._name:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
             self._socket.setblocking(False)
+
+    @property
+    def wanted(self) -> bool:
+        """Is there a supervisor to send to?"""
+        return self._socket is not None
 
     def send(self, kind: str, record: Heartbeat | Outcome | dict[str, Any]) -> bool:
         """Send one message; True if the kernel took it."""

@@ -84,7 +84,7 @@ class Limits(_Section):
 def _no_dunder(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         if not re.match(_ENV_NAME, name):
-            raise ValueError(f"{name!r} is no environment name; give the name, never the value")
+            raise ValueError("holds something that is no environment name; give names, never values")
     return names
 
 

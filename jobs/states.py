@@ -45,7 +45,7 @@ class Job:
     stop_for: Cause | None = None
     spent: Mapping[Cause, int] = field(default_factory=dict)  # attempts ended, by cause
     failures_in_row: int = 0  # attempts in a row that failed, whatever the cause
-    stalled_in_row: int = 0  # of these, without a newer checkpoint
+    stalled_in_row: int = 0  # of these, crashes and hangs without a newer checkpoint
     not_before: float | None = None  # Unix time, in backoff
     cause: Cause | None = None  # why a final job ended
     detail: str = ""
@@ -168,7 +168,8 @@ def _again(job: Job, event: AttemptEnded, now: float, closing: tuple[Effect, ...
         return _finish(job, State.FAILED, event.cause, detail, closing)
     if event.cause is Cause.PREEMPTED:
         return replace(job, state=State.QUEUED, stop_for=None, detail=event.detail), (Effect.RELEASE,)
-    stalled = 0 if event.progressed else job.stalled_in_row + 1
+    blamed = event.cause in (Cause.CRASH, Cause.HANG)  # an outage says nothing about the program's progress
+    stalled = 0 if event.progressed else job.stalled_in_row + blamed
     limit = job.retry.no_progress
     if limit is not None and stalled > limit:
         detail = f"{event.detail or event.cause.value}; {stalled} attempts in a row committed no newer checkpoint"

@@ -1,6 +1,8 @@
 """The control-plane process: one per state directory, under a lock file, running the reconcile loop.
 
-It may be killed and started again at any time: what it decided is in the store, what runs goes on without it.
+It may be killed and started again at any time: what it decided is in the store, what runs goes on without it. The
+process that holds the lock does nothing but keep a second one alive that serves: Ray's client library may end its
+process, or be left with a cluster that is no more, and a fresh process is the remedy for both.
 """
 
 from __future__ import annotations
@@ -9,77 +11,115 @@ import argparse
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from types import FrameType
 
 from filelock import FileLock, Timeout
 
-from cluster.gang import Gangs
-from jobs.errors import RetryableError, RexError
-from orchestrator.effects import Effects
-from orchestrator.loop import Loop
+from cluster.processes import die_with_parent
+from jobs.errors import ClusterUnreachable, RetryableError
 from orchestrator.settings import Home
 from orchestrator.stack import Stack
-from orchestrator.store import Store
-from orchestrator.tracking import Tracking
 
 _LOG = logging.getLogger("rexctl.daemon")
 _TICK_S = 0.4
 _SERVICES_S = 5.0  # how often the local services are looked at
+_RESTART_S = (0.5, 1, 2, 5, 10)
+_STEADY_S = 60.0  # who served for so long starts with the shortest wait again
 
 
-def serve(home: Home, stopped: threading.Event) -> None:
-    """Run the loop until `stopped`; a part that does not answer is waited for, whatever else happens."""
+def serve(home: Home, stopped: threading.Event) -> int:
+    """Run the loop until `stopped`, or until a fresh process is needed (a lost cluster, services that moved)."""
+    from cluster.gang import Gangs
+    from orchestrator.effects import Effects
+    from orchestrator.loop import Loop
+    from orchestrator.store import Store
+    from orchestrator.tracking import Tracking
+
     stack = Stack(home)
     store = Store(home.database_url)
+    where = (stack.ray_address, stack.mlflow_uri)
     gangs = Gangs(stack.ray_address)
     effects = Effects(store, gangs, Tracking(stack.mlflow_uri, store), home)
     loop = Loop(store, gangs, effects)
-    connected, looked_at = False, time.monotonic()
-    while not stopped.is_set():
+    gangs.connect()
+    looked_at = time.monotonic()
+    while not stopped.wait(_TICK_S):
+        if time.monotonic() - looked_at > _SERVICES_S:
+            looked_at = time.monotonic()
+            stack.tend(lambda line: _LOG.warning("action=restart_service %s", line))
+            if where != (stack.ray_address, stack.mlflow_uri):
+                _LOG.warning("action=restart services have moved from %s", where)
+                return 1
         try:
-            if time.monotonic() - looked_at > _SERVICES_S:
-                looked_at = time.monotonic()
-                stack.tend(lambda line: _LOG.warning("action=restart_service %s", line))
-            if not connected:
-                gangs.connect()
-                connected = True
             loop.tick()
+        except ClusterUnreachable as error:
+            _LOG.warning("action=restart %s", error)
+            return 1
         except RetryableError as error:
             _LOG.warning("action=retry %s", error)
-            connected = connected and not _lost(error)
-            stopped.wait(2.0)
-        except RexError as error:
-            _LOG.error("action=retry %s", error)
+        except Exception:
+            # A bug, or a fault nobody thought of: this tick concluded nothing, and the jobs are as they were.
+            _LOG.exception("action=retry")
             stopped.wait(5.0)
-        stopped.wait(_TICK_S)
     effects.shutdown()
+    return 0
 
 
-def _lost(error: RetryableError) -> bool:
-    from jobs.errors import ClusterUnreachable
-
-    return isinstance(error, ClusterUnreachable)
+def keep_serving(home: Home, stopped: threading.Event) -> None:
+    """Start the serving process again whenever it ends, later and later while it ends soon."""
+    command = [sys.executable, "-m", "orchestrator.daemon", "--home", str(home.path), "--serve"]
+    stack, failures = Stack(home), 0
+    while not stopped.is_set():
+        began = time.monotonic()
+        child = subprocess.Popen(command, preexec_fn=die_with_parent)  # noqa: PLW1509 - one thread
+        while child.poll() is None and not stopped.wait(0.2):
+            continue
+        if stopped.is_set():
+            child.terminate()
+            child.wait()
+            return
+        failures = 0 if time.monotonic() - began > _STEADY_S else failures + 1
+        wait_s = _RESTART_S[min(failures, len(_RESTART_S)) - 1] if failures else 0.0
+        _LOG.warning("action=restart the serving process ended with %s, next in %s s", child.returncode, wait_s)
+        stopped.wait(wait_s)
+        stack.tend(lambda line: _LOG.warning("action=restart_service %s", line))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--home", required=True)
-    home = Home.find(parser.parse_args().home)
+    parser.add_argument("--serve", action="store_true", help="be the process that serves")
+    given = parser.parse_args()
+    home = Home.find(given.home)
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a call before `connect` must fail, not join some other cluster
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    stopped = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopped.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    if given.serve:
+        try:
+            code = serve(home, stopped)
+        except RetryableError as error:
+            _LOG.warning("action=restart %s", error)
+            code = 1
+        sys.stderr.flush()
+        os._exit(code)  # Ray's client threads may wait on a cluster that is gone; there is nothing left to save
     try:
         lock = FileLock(home.run / "control.lock").acquire(timeout=10)
     except Timeout:
         _LOG.error("action=exit another control plane holds %s", home.run / "control.lock")
         return 3
-    stopped = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
     with lock:
-        serve(home, stopped)
-    sys.stderr.flush()
-    os._exit(0)  # Ray's client threads may wait on a cluster that is going down; there is nothing left to save
+        keep_serving(home, stopped)
+    return 0
 
 
 if __name__ == "__main__":

@@ -129,14 +129,16 @@ class Effects:
             self._stop(row, effect)
         elif effect.effect is Effect.RELEASE:
             self.gangs.release(row.id, effect.attempt, row.spec.gang.nodes)
-        elif effect.effect is Effect.CLOSE_TRACKING:
-            self.tracking.close(row)
+        elif effect.effect is Effect.CLOSE_TRACKING and row.state.final and row.job.attempt == effect.attempt:
+            self.tracking.close(row)  # else it was resumed meanwhile: its next end closes it, and MLflow delays nothing
         self.store.effect_done(effect)
 
     def _launch(self, row: JobRow, effect: PendingEffect) -> None:
         attempt = self.store.attempt(row.id, effect.attempt)
         if attempt.ended_at is not None:
             return
+        if row.job.stop_for is not None and attempt.plan is None:
+            return  # stopped before anything was started; without a plan the attempt is known to be empty
         run = row.mlflow_run
         try:
             run = self.tracking.ensure_run(row)

@@ -7,38 +7,50 @@ attempt.
 from __future__ import annotations
 
 import json
+import logging
 import socket
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from cluster.agent import certify
 from cluster.gang import Gangs, NodeView
 from cluster.launch import LaunchPlan
-from cluster.verdict import judge
+from cluster.verdict import START_TIMEOUT, judge
 from jobs.budgets import Cause
+from jobs.errors import ClusterUnreachable
+from jobs.manifest import parse_name
 from jobs.states import AttemptEnded, Effect, State, StopRequested, WorkersReported
 from orchestrator import observe
 from orchestrator.store import AttemptRow, JobRow, Store
 
+_LOG = logging.getLogger("rexctl.following")
+LOCAL_ADDRESSES = ("127.0.0.1", "::1")  # what the local stack's own Ray node is called
 NODE_LEASE_S = 180.0  # a cut-off raylet was measured to live 167 s; its agents and their workers end with it
 _FORCE_AGAIN_S = 10.0
+_PLACING_S = 5.0  # an agent that was never heard of for so long may be called off
 _STOP_MARGIN_S = 15.0  # beyond the grace, before an agent that missed the first word is told again
 
 
 class Following:
-    """Follows active jobs, one call a tick; keeps nothing that the store does not, but when it last used force."""
+    """Follows active jobs, one call a tick; what it keeps beside the store may be lost without harm."""
 
     def __init__(self, store: Store, gangs: Gangs, *, clock: Callable[[], float]) -> None:
         self.store, self.gangs, self.clock = store, gangs, clock
-        self._stopping: dict[tuple[str, int], float] = {}
+        self._stopping: dict[tuple[str, int], float] = {}  # when force was last used
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="certify")
+        self._certifying: dict[tuple[str, int, int], Future[dict[str, Any]]] = {}
 
     def follow(self, row: JobRow, views: list[NodeView]) -> None:
         """Write down what is seen of one attempt, end it when it has ended, hold it to its limits."""
         attempt = self.store.attempt(row.id, row.job.attempt)
-        if any(effect.effect is Effect.LAUNCH for effect in self.store.pending_effects(row.id)):
-            return  # its agents are being created: that one is missing says nothing yet
+        if attempt.plan is None:
+            # Its launch was called off by a stop: nothing of it ever existed.
+            empty = [{"node_rank": rank, "outcomes": []} for rank in range(row.spec.gang.nodes)]
+            self._end(row, attempt, empty, observe.Progress())
+            return
         seen = self._record_progress(row, attempt, views)
-        if seen.step or seen.resumed:
+        if seen.heard:
             row = self._report_running(row, attempt)
         records = self._certificates(row, attempt, views)
         if records is not None:
@@ -49,7 +61,7 @@ class Following:
 
     def _record_progress(self, row: JobRow, attempt: AttemptRow, views: list[NodeView]) -> observe.Progress:
         """Write down what the heartbeats say. What a dead agent cannot repeat is kept from the last time."""
-        beats = observe.heartbeats(views) or {beat["rank"]: beat for beat in attempt.view.get("ranks", [])}
+        beats = {beat["rank"]: beat for beat in attempt.view.get("ranks", [])} | observe.heartbeats(views)
         seen = observe.progress(beats.values())
         started = [view.report["started"].get("at") for view in views if view.report and view.report.get("started")]
         values: dict[str, Any] = {
@@ -111,7 +123,7 @@ class Following:
         """Ray has not started the agent within the time to start, or it is to be stopped before it was."""
         waited_s = self.clock() - attempt.granted_at
         overdue = waited_s > row.spec.limits.start_timeout_s or row.job.stop_for is not None
-        return view.answer == "pending" and overdue and attempt.ready_at is None and waited_s > 5
+        return view.answer == "pending" and overdue and attempt.ready_at is None and waited_s > _PLACING_S
 
     def _certificate_of_the_silent(self, row: JobRow, attempt: AttemptRow, view: NodeView) -> dict[str, Any] | None:
         """The certificate of a node that cannot give its own: made on the node, or by the node's proven end."""
@@ -119,15 +131,35 @@ class Following:
         launch = LaunchPlan.from_json(json.dumps(attempt.plan))
         node = attempt.nodes[view.node_rank]
         known = {entry["id"]: entry for entry in self.store.nodes()}.get(node["id"])
+        # First make sure that the agent is gone: what it left is then nobody's, and it can start nothing any more.
+        self.gangs.kill_agent(row.id, attempt.number, view.node_rank)
         if known is not None and known["alive"]:
-            return self.gangs.certify(launch, view.node_rank, node["id"])
-        if node["host"] == socket.gethostname():
-            return certify(launch.to_json(), view.node_rank)  # Ray on this very machine was restarted
-        lost_since = known["lost_since"] if known else attempt.granted_at
+            return self._in_background(row, view, self.gangs.certify, launch, view.node_rank, node["id"])
+        if node["host"] == socket.gethostname() and node["address"] in LOCAL_ADDRESSES:
+            # Ray on this very machine was restarted, or is.
+            return self._in_background(row, view, certify, launch.to_json(), view.node_rank)
+        lost_since = known["lost_since"] if known else attempt.granted_at  # forgotten only an hour after its loss
         if lost_since is not None and self.clock() - lost_since > NODE_LEASE_S:
             return {"lost": node["host"], "node_rank": view.node_rank}
         self._once(row, "node_lost", {"host": node["host"], "seen": "Ray calls it dead; waiting for its lease to end"})
         return None
+
+    def _in_background(
+        self, row: JobRow, view: NodeView, make: Callable[..., dict[str, Any]], *arguments: Any
+    ) -> dict[str, Any] | None:
+        """The certificate once it is made; None while it is being made, or when nobody could (it is tried again)."""
+        key = (row.id, row.job.attempt, view.node_rank)
+        if key not in self._certifying:
+            self._certifying[key] = self._pool.submit(make, *arguments)
+        future = self._certifying[key]
+        if not future.done():
+            return None
+        del self._certifying[key]
+        try:
+            return future.result()
+        except ClusterUnreachable as error:
+            _LOG.warning("action=certify job=%s attempt=%d: %s", row.id, row.job.attempt, error)
+            return None
 
     def _once(self, row: JobRow, action: str, detail: dict[str, Any]) -> None:
         """Log an event unless this attempt has logged it already."""
@@ -138,16 +170,28 @@ class Following:
 
     def _end(self, row: JobRow, attempt: AttemptRow, records: list[dict[str, Any]], seen: observe.Progress) -> None:
         cause, detail = judge(records, world_size=row.spec.gang.world_size, stop_for=row.job.stop_for)
+        row = self.store.get(row.id)
         start = (seen.resumed or attempt.resumed or {}).get("step", 0)
-        progressed = seen.checkpoint is not None and seen.checkpoint["step"] > start
+        mine = parse_name(row.checkpoint["manifest"]) if row.checkpoint else None
+        progressed = mine is not None and mine[0] == attempt.number and mine[1] > start
         self.store.apply(
-            self.store.get(row.id),
+            row,
             AttemptEnded(attempt=attempt.number, cause=cause, progressed=progressed, detail=detail),
-            now=self.clock(),
+            now=self._ended_at(attempt, records),
             action="attempt_ended",
             detail={"cause": cause.value, "detail": detail, "to_step": max(seen.step, attempt.to_step)},
         )
         self._stopping.pop((row.id, attempt.number), None)
+
+    def _ended_at(self, attempt: AttemptRow, records: list[dict[str, Any]]) -> float:
+        """When the last node ended: by its record, or by its last heartbeat where nobody was there to write one.
+
+        The control plane may look much later, after a night in which it was down.
+        """
+        beats = [float(beat["at"]) for beat in attempt.view.get("ranks", [])]
+        told = [float(record["at"]) for record in records if "at" in record and not record.get("unattended")]
+        now = self.clock()
+        return min(now, max([attempt.granted_at, *(told or beats or [now])]))
 
     def _end_together(self, row: JobRow, attempt: AttemptRow, views: list[NodeView]) -> None:
         """A node that is gone or has failed ends the gang everywhere (agents tell each other too, if they can)."""
@@ -166,11 +210,14 @@ class Following:
         now, limits = self.clock(), row.spec.limits
         if row.state is State.LAUNCHING and now - attempt.granted_at > limits.start_timeout_s:
             self._once(row, "start_timeout", {"seen": f"no worker has reported after {limits.start_timeout_s:g} s"})
-            self._force_stop(row, attempt, "start_timeout")
-        if attempt.stop_at is not None and now - attempt.stop_at > limits.drain_grace_s + _STOP_MARGIN_S:
+            self._force_stop(row, attempt, START_TIMEOUT)
+        told_at = self.store.effect_done_at(row.id, attempt.number, Effect.STOP)
+        if told_at is not None and now - told_at > limits.drain_grace_s + _STOP_MARGIN_S:
             self._force_stop(row, attempt, (row.job.stop_for or Cause.CANCELLED).value)
         if limits.wall_time_s is not None and row.job.stop_for is None:
-            spent_s = sum((a.ended_at or now) - a.granted_at for a in self.store.attempts(row.id))
+            resumes = [e["attempt"] for e in self.store.events(row.id) if e["action"] == "resume_requested"]
+            counted = [a for a in self.store.attempts(row.id) if a.number > max(resumes, default=0)]
+            spent_s = sum((a.ended_at or now) - a.granted_at for a in counted)
             if spent_s > limits.wall_time_s:
                 detail = f"ran {spent_s:.0f} s in all, the limit is {limits.wall_time_s:g} s"
                 stop = StopRequested(cause=Cause.TIME_LIMIT, detail=detail)

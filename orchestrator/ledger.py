@@ -16,15 +16,16 @@ NAMES = (
     "checkpoint_stall",  # steps blocked by a checkpoint's copy
     "lost_work",  # steps that a later attempt had to repeat, or nobody kept
     "draining",  # from the wish to stop, or the last step, to the teardown certificate
-    "idle",  # backoff, and the time between attempts that is no queueing
+    "idle",  # in backoff, or between a job's end and its resume
 )
 
 
-def ledger(row: JobRow, attempts: Sequence[AttemptRow], *, now: float, backoff_s: float = 0.0) -> dict[str, float]:
+def ledger(row: JobRow, attempts: Sequence[AttemptRow], *, now: float, idle_s: float = 0.0) -> dict[str, float]:
     """Seconds by name, from submission to the job's end (or to `now`).
 
     Args:
-        backoff_s: seconds spent in state backoff, from the event log; the rest of the time without a gang is queueing.
+        idle_s: seconds in which nobody wanted a gang (in backoff, or failed and later resumed), from the event log;
+            the rest of the time without one is queueing.
     """
     end = row.finished_at or now
     seconds = dict.fromkeys(NAMES, 0.0)
@@ -32,9 +33,9 @@ def ledger(row: JobRow, attempts: Sequence[AttemptRow], *, now: float, backoff_s
         successor = attempts[index + 1] if index + 1 < len(attempts) else None
         for name, value in split_attempt(row, attempt, successor, end=min(attempt.ended_at or end, end)).items():
             seconds[name] += value
-    held = sum(min(attempt.ended_at or end, end) - attempt.granted_at for attempt in attempts)
+    held = sum(max(0.0, min(attempt.ended_at or end, end) - attempt.granted_at) for attempt in attempts)
     without = max(0.0, end - row.submitted_at - held)
-    seconds["idle"] = min(backoff_s, without)
+    seconds["idle"] = min(idle_s, without)
     seconds["queued"] = without - seconds["idle"]
     return {name: round(value, 3) for name, value in seconds.items()}
 
@@ -42,8 +43,8 @@ def ledger(row: JobRow, attempts: Sequence[AttemptRow], *, now: float, backoff_s
 def split_attempt(row: JobRow, attempt: AttemptRow, successor: AttemptRow | None, *, end: float) -> dict[str, float]:
     """One attempt's seconds by name; they add up to its length."""
     own = attempt.seconds
-    total = end - attempt.granted_at
-    provisioning = (attempt.ready_at or end) - attempt.granted_at
+    total = max(0.0, end - attempt.granted_at)
+    provisioning = min(max(0.0, (attempt.ready_at or end) - attempt.granted_at), total)  # clocks of nodes differ
     rest = total - provisioning
     parts = {"provisioning": provisioning}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.errors import NotFoundError
@@ -35,37 +36,42 @@ def _directories(attempt: AttemptRow) -> list[Path]:
     return sorted(root.glob("node-*"))
 
 
-def stream(store: Store, job_id: str, *, attempt: int | None, rank: int | None, follow: bool) -> Iterator[str]:
-    """Lines of the newest (or given) attempt's logs, with their rank before them.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    attempt: int
+    rank: int  # -1 for msrun's scheduler
+    line: str
 
-    With `follow` it goes on through later attempts until the job is final (or the given attempt has ended).
-    NotFoundError if there is no such attempt, or no log of it is visible on this machine.
+
+def stream(store: Store, job_id: str, *, attempt: int | None, rank: int | None, follow: bool) -> Iterator[Line]:
+    """Lines of the newest (or given) attempt's logs.
+
+    With `follow` it goes on through later attempts until the job is final (or the given attempt has ended), each
+    attempt's last lines before the next one's first. NotFoundError if there is no such attempt, or no log of it is
+    visible on this machine.
     """
-    number = attempt or store.get(job_id).job.attempt
-    if number == 0 and not follow:
+    if store.get(job_id).job.attempt == 0 and not follow:
         raise NotFoundError(f"job {job_id} has had no attempt yet", hint=f"see `rexctl why {job_id}`")
     offsets: dict[Path, int] = {}
-    told = 0
+    first = attempt or store.get(job_id).job.attempt
     while True:
-        row = store.get(job_id)
-        number = attempt or row.job.attempt
-        current = store.attempt(job_id, number) if number else None
-        over = row.state.final or (attempt is not None and current is not None and current.ended_at is not None)
-        if current is not None:
-            if follow and attempt is None and number != told:
-                yield f"--- attempt {number}"
-                told = number
-            for of_rank, path in log_files(current, rank).items():
+        row = store.get(job_id)  # before the files are read: what was written until the end is then there
+        last = attempt or row.job.attempt
+        current = [store.attempt(job_id, number) for number in range(max(first, 1), last + 1)]
+        over = row.state.final or (attempt is not None and current[-1].ended_at is not None)
+        for one in current:
+            for of_rank, path in log_files(one, rank).items():
                 for line in _new_lines(path, offsets):
-                    yield f"[{'scheduler' if of_rank < 0 else of_rank}] {line}"
+                    yield Line(attempt=one.number, rank=of_rank, line=line)
+        first = last if current and current[-1].ended_at is None else first
         if not follow or over:
             break
         time.sleep(_POLL_S)
     if not offsets:
-        where = ", ".join(node["host"] for node in current.nodes) if current else "no node"
+        where = ", ".join(node["host"] for node in current[-1].nodes) if current else "no node"
         of = f" of rank {rank}" if rank is not None else ""
         raise NotFoundError(
-            f"job {job_id}, attempt {number}: no log{of} is visible on this machine",
+            f"job {job_id}, attempt {last}: no log{of} is visible on this machine",
             hint=f"it ran on {where}; the folder there is in `rexctl status {job_id} --json` under nodes",
         )
 

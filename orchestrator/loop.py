@@ -14,15 +14,14 @@ from typing import Any
 from cluster.gang import Gangs, NodeView
 from jobs.budgets import Cause
 from jobs.errors import ClusterUnreachable, RetryableError, RexError
-from jobs.states import BackoffElapsed, GangGranted, State, StopRequested
+from jobs.states import BackoffElapsed, Effect, GangGranted, State, StopRequested
 from orchestrator.effects import Effects
 from orchestrator.following import Following
 from orchestrator.plan import Capacity, Demand, Grant, Holding, Preempt, Snapshot, Wait, Waiting, plan
 from orchestrator.store import JobRow, Stale, Store
+from orchestrator.store.flags import PAUSED, READY
 
 _LOG = logging.getLogger("rexctl.loop")
-PAUSED = "paused"  # store flag: grant nothing, the control plane is being shut down
-READY = "control_plane"  # store flag: when the loop last completed an observation
 
 
 class Loop:
@@ -35,6 +34,9 @@ class Loop:
     def tick(self) -> None:
         """One round. ClusterUnreachable and RetryableError mean that nothing was concluded."""
         active = self.store.jobs(active=True)
+        # Asked before the agents are: one that is being created while we look is missing, and that says nothing.
+        launching = {(e.job_id, e.attempt) for e in self.store.pending_effects() if e.effect is Effect.LAUNCH}
+        active = [row for row in active if (row.id, row.job.attempt) not in launching]
         views = self.look(active)
         for row in active:
             self._guarded(row, self.following.follow, views[row.id, row.job.attempt])
@@ -49,6 +51,8 @@ class Loop:
             step(row, *arguments)
         except Stale:
             return  # somebody else moved the job: the next tick sees it as it is now
+        except ClusterUnreachable as error:  # about this job's nodes; the others are not to wait for it
+            _LOG.warning("action=skip_job job=%s attempt=%d: %s", row.id, row.job.attempt, error)
         except RetryableError:
             raise
         except Exception:
@@ -68,7 +72,9 @@ class Loop:
                     self.store.log(row, "unreachable", {"seen": "Ray does not answer"})
             raise
         for row in active:
-            silent = any(view.answer == "unreachable" for view in views[row.id, row.job.attempt])
+            ready = self.store.attempt(row.id, row.job.attempt).ready_at is not None
+            silent_answers = ("unreachable", "pending") if ready else ("unreachable",)
+            silent = any(view.answer in silent_answers for view in views[row.id, row.job.attempt])
             if silent and row.unreachable_since is None:
                 self.store.note(row.id, unreachable_since=self.clock())
             elif not silent and row.unreachable_since is not None:
@@ -91,7 +97,7 @@ class Loop:
             if node["alive"]
         )
         waiting, holding = [], []
-        for row in self.store.jobs():
+        for row in [*self.store.jobs(active=False), *self.store.jobs(active=True)]:
             demand = Demand.of(row.spec.gang)
             if row.state is State.QUEUED:
                 waiting.append(

@@ -13,6 +13,7 @@ from cluster.gang import NodeView
 class Progress:
     """What all heartbeats of an attempt together say."""
 
+    heard: bool = False  # has any rank said anything?
     step: int = 0
     from_step: int | None = None
     first_step_at: float | None = None
@@ -43,6 +44,7 @@ def progress(beats: Iterable[dict[str, Any]]) -> Progress:
     first = next((beat for beat in beats if beat["rank"] == 0), {})
     resumed = first.get("resumed")
     return Progress(
+        heard=bool(beats),
         step=first.get("step", 0) or max((beat.get("step", 0) for beat in beats), default=0),
         from_step=resumed["step"] if resumed else None,
         first_step_at=first.get("first_step_at"),

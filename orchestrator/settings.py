@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from jobs.errors import SpecError
 
@@ -27,6 +27,13 @@ class Settings(BaseModel):
     )
     work_root: str | None = Field(default=None, description="folder for attempts on every node")
     isolate: str = Field(default="auto", pattern="^(auto|never)$", description="PID namespace for each attempt")
+
+    @field_validator("mlflow_uri")
+    @classmethod
+    def _no_password(cls, uri: str | None) -> str | None:
+        if uri is not None and "@" in uri.partition("://")[2].partition("/")[0]:
+            raise ValueError("must not hold a user or password; use MLflow's own environment variables by reference")
+        return uri
 
 
 class Home:

@@ -7,11 +7,11 @@ import time
 from cluster.processes import end_by_environment
 from jobs.budgets import Cause
 from jobs.contract import ENV_TOKEN
-from jobs.errors import StackError
+from jobs.errors import ConflictError, StackError
 from jobs.states import StopRequested
-from orchestrator.loop import PAUSED
 from orchestrator.stack import Progress, Stack
 from orchestrator.store import Store
+from orchestrator.store.flags import PAUSED
 
 _MARGIN_S = 30.0  # beyond a job's own grace: sweep, certificate, the loop's next round
 
@@ -34,15 +34,24 @@ def shut_down(stack: Stack, say: Progress, *, drain: bool) -> list[str]:
 
 
 def _drain(store: Store, say: Progress) -> None:
-    """Preempt what runs and wait for it, each job within its own grace."""
-    active = store.jobs(active=True)
-    for row in active:
-        say(f"draining {row.id}")
-        stop = StopRequested(cause=Cause.PREEMPTED, detail="rexctl down")
-        store.request(row.id, stop, action="preempt_requested", detail={"reason": "rexctl down"})
-    deadline = time.monotonic() + max((row.spec.limits.drain_grace_s for row in active), default=0.0) + _MARGIN_S
-    while store.jobs(active=True) or store.pending_effects():
-        if time.monotonic() > deadline:
-            say("some jobs did not drain in time; their previous checkpoint counts")
+    """Preempt what runs and wait for it, each job within its own grace; also what was granted a moment ago."""
+    began, grace_s = time.monotonic(), 0.0
+    while (active := store.jobs(active=True)) or store.pending_effects():
+        for row in active:
+            grace_s = max(grace_s, row.spec.limits.drain_grace_s)
+            if row.job.stop_for is None:
+                say(f"draining {row.id}")
+                _preempt(store, row.id)
+        if time.monotonic() - began > grace_s + _MARGIN_S:
+            what = f"{', '.join(row.id for row in active)} did not drain in time; the previous checkpoint counts"
+            say(what if active else "MLflow did not take everything in time; the next `rexctl up` goes on with it")
             return
         time.sleep(0.2)
+
+
+def _preempt(store: Store, job_id: str) -> None:
+    stop = StopRequested(cause=Cause.PREEMPTED, detail="rexctl down")
+    try:
+        store.request(job_id, stop, action="preempt_requested", detail={"reason": "rexctl down"})
+    except ConflictError:
+        return  # it has just ended by itself

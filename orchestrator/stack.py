@@ -21,9 +21,9 @@ from filelock import FileLock, Timeout
 
 from cluster.processes import end_by_environment, find_by_environment, is_alive, started_at
 from jobs.errors import StackError
-from orchestrator.loop import PAUSED, READY
 from orchestrator.settings import Home
 from orchestrator.store import Store
+from orchestrator.store.flags import PAUSED, READY
 
 ENV_STACK = "REX_STACK"
 _READY_S = 120.0
@@ -101,6 +101,7 @@ class Stack:
             self.ensure_services(say)
             if self.service("control") is None:
                 say("starting the control plane")
+                end_by_environment(ENV_STACK + "_CONTROL", self.token)  # one that nobody has a record of
                 command = ["-m", "orchestrator.daemon", "--home", str(self.home.path)]
                 self._start("control", [sys.executable, *command], port=0)
             self._wait_ready(store, asked_at)
@@ -120,24 +121,26 @@ class Stack:
         if self.home.embedded_ray and self.service("ray") is None:
             say("starting Ray")
             end_by_environment(ENV_STACK + "_RAY", self.token)  # what an earlier head may have left
-            ray = self._start("ray", self._ray_command(), port=self._port("ray"))
+            port = self._claim_port("ray")
+            ray = self._start("ray", self._ray_command(port), port=port)
             waiting.append((ray, lambda: _answers(ray.port)))
         if self.home.embedded_mlflow and self.service("mlflow") is None:
             say("starting the MLflow server")
             end_by_environment(ENV_STACK + "_MLFLOW", self.token)
-            mlflow = self._start("mlflow", self._mlflow_command(), port=self._port("mlflow"))
+            port = self._claim_port("mlflow")
+            mlflow = self._start("mlflow", self._mlflow_command(port), port=port)
             waiting.append((mlflow, lambda: _answers(mlflow.port, "/health")))
         for service, ready in waiting:
             self._wait(service, ready)
 
-    def _ray_command(self) -> list[str]:
+    def _ray_command(self, port: int) -> list[str]:
         return [
             str(Path(sys.executable).with_name("ray")),
             "start",
             "--head",
             "--block",  # its children end with it
             "--node-ip-address=127.0.0.1",
-            f"--port={self._port('ray')}",
+            f"--port={port}",
             f"--num-cpus={self.home.slots}",
             "--include-dashboard=false",
             "--disable-usage-stats",
@@ -151,27 +154,35 @@ class Stack:
             return inside
         return Path("/tmp") / f"rexctl-ray-{self.token[:12]}"
 
-    def _mlflow_command(self) -> list[str]:
+    def _mlflow_command(self, port: int) -> list[str]:
         folder = self.home.path / "mlflow"
         folder.mkdir(exist_ok=True)
         return [
             str(Path(sys.executable).with_name("mlflow")),
             "server",
             "--host=127.0.0.1",
-            f"--port={self._port('mlflow')}",
+            f"--port={port}",
             "--workers=1",
             f"--backend-store-uri=sqlite:///{folder / 'mlflow.db'}",
             f"--artifacts-destination={folder / 'artifacts'}",
         ]
 
     def _port(self, name: str) -> int:
-        """A port chosen once for each service of this state directory, so that links stay valid over restarts."""
+        """The port of a service, 0 before it was first started."""
         path = self.home.run / "ports.json"
         ports: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
-        if name not in ports or (self.service(name) is None and not _is_free(ports[name])):
-            self.home.create()
+        return ports.get(name, 0)
+
+    def _claim_port(self, name: str) -> int:
+        """The service's port, chosen once so that links stay valid over restarts; another one if somebody took it.
+
+        The caller holds the stack's lock.
+        """
+        path = self.home.run / "ports.json"
+        ports: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
+        if name not in ports or not _is_free(ports[name]):
             ports[name] = _free_port()
-            temporary = path.with_suffix(f".{os.getpid()}")
+            temporary = path.with_suffix(".tmp")
             temporary.write_text(json.dumps(ports))
             os.replace(temporary, path)
         return ports[name]

@@ -7,6 +7,7 @@ for ever.
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from orchestrator.store import JobRow, Store
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_LOG = logging.getLogger("rexctl.tracking")
 TAG_JOB = "rex.job"
 EXPERIMENT = "rexnet"
 _REPLAY_S = 600
@@ -71,12 +73,22 @@ class Tracking:
 
     @staticmethod
     def _ensure_run(client: MlflowClient, row: JobRow) -> str:
+        from mlflow.exceptions import MlflowException
+
         if row.mlflow_run is not None:
             if client.get_run(row.mlflow_run).info.status != "RUNNING":
                 client.update_run(row.mlflow_run, status="RUNNING")  # a resumed job goes on in its own run
             return row.mlflow_run
         experiment = client.get_experiment_by_name(EXPERIMENT)
-        experiment_id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
+        if experiment is None:
+            try:
+                client.create_experiment(EXPERIMENT)
+            except MlflowException:  # somebody else was faster; whatever else it was shows in the next line
+                _LOG.info("action=create_experiment the experiment %s is there already", EXPERIMENT)
+            experiment = client.get_experiment_by_name(EXPERIMENT)
+            if experiment is None:
+                raise TrackingUnavailable(f"MLflow took no experiment {EXPERIMENT}")
+        experiment_id = experiment.experiment_id
         found = client.search_runs([experiment_id], f"tags.`{TAG_JOB}` = '{row.id}'", max_results=10)
         for run in found:
             if "mlflow.parentRunId" not in run.data.tags:

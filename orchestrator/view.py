@@ -17,7 +17,7 @@ def attempt_view(attempt: AttemptRow) -> dict[str, Any]:
         "number": attempt.number,
         "cause": attempt.cause,
         "detail": attempt.detail,
-        "from_step": attempt.from_step if attempt.from_step is not None else 0,
+        "from_step": attempt.from_step,
         "to_step": attempt.to_step,
         "resumed_from": (attempt.resumed or {}).get("manifest"),
         "quarantined": attempt.quarantined,
@@ -25,14 +25,18 @@ def attempt_view(attempt: AttemptRow) -> dict[str, Any]:
     }
 
 
-def _backoff_seconds(store: Store, job_id: str, end: float) -> float:
-    """Seconds in state backoff, from the event log."""
+def _idle_seconds(store: Store, job_id: str, end: float) -> float:
+    """Seconds in backoff, or final before a resume, from the event log."""
     total, since = 0.0, None
     for entry in store.events(job_id):
-        if since is not None:
+        state = State(entry["state"])
+        idle = state is State.BACKOFF or state.final
+        if since is not None and not idle:
             total += entry["at"] - since
-        since = entry["at"] if entry["state"] == State.BACKOFF.value else None
-    return total + (end - since if since is not None else 0.0)
+            since = None
+        elif since is None and idle:
+            since = entry["at"]
+    return total + (max(0.0, end - since) if since is not None else 0.0)
 
 
 def job_view(store: Store, job_id: str, *, mlflow_uri: str) -> dict[str, Any]:
@@ -69,7 +73,7 @@ def job_view(store: Store, job_id: str, *, mlflow_uri: str) -> dict[str, Any]:
         "checkpoint": row.checkpoint,
         "store": row.store_uri,
         "mlflow": {"tracking_uri": mlflow_uri, "run_id": row.mlflow_run},
-        "seconds": ledger(row, attempts, now=now, backoff_s=_backoff_seconds(store, row.id, end)),
+        "seconds": ledger(row, attempts, now=now, idle_s=_idle_seconds(store, row.id, end)),
         "nodes": newest.view.get("nodes", []) if newest else [],
         "ranks": [
             {"rank": beat["rank"], "pid": beat.get("pid"), "phase": beat["phase"], "step": beat["step"]}

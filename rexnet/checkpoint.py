@@ -140,7 +140,7 @@ class CheckpointWriter:
             self._error = error
 
     def _commit(self, snapshot: Snapshot) -> Manifest:
-        with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
+        with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=Path.cwd()) as folder:
             state, metrics = Path(folder) / STATE, Path(folder) / METRICS
             state.write_bytes(save_tensors(snapshot.arrays))
             metrics.write_bytes(to_lines(snapshot.points))

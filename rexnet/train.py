@@ -27,7 +27,7 @@ import os
 import traceback
 
 from jobs.contract import ENV_DATA_DIR, Exit, Phase
-from jobs.errors import FencedError, IntegrityError, RexError, StoreUnavailable, UserError
+from jobs.errors import AlreadyExistsError, FencedError, IntegrityError, RexError, StoreUnavailable, UserError
 from rexnet.pulse import Pulse
 from rexnet.recipe import Recipe, load_recipe, parse_arguments
 from rexnet.world import GraphCache, StopRequest, World, find_world, pin
@@ -49,7 +49,7 @@ def exit_code(error: BaseException) -> Exit | int:
         return Exit.CONFIG
     if isinstance(error, StoreUnavailable):
         return Exit.INFRASTRUCTURE
-    if isinstance(error, FencedError | IntegrityError):
+    if isinstance(error, FencedError | IntegrityError | AlreadyExistsError):
         return Exit.NO_REQUEUE
     return 1
 

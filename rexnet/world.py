@@ -112,7 +112,7 @@ class GraphCache:
         for name in ("model.py", "step.py", f"{program}.py"):
             key.update((Path(__file__).parent / name).read_bytes())
         self._shared = Path(folder) / f"{key.hexdigest()[:24]}-{world.rank}"
-        self._own = Path(tempfile.mkdtemp(prefix="graphs-"))
+        self._own = Path(tempfile.mkdtemp(prefix="graphs-", dir=Path.cwd()))  # a killed rank leaves it to its attempt
         with suppress(OSError):  # none yet, or just being replaced: we compile
             shutil.copytree(self._shared, self._own, dirs_exist_ok=True)
         self._before = self._files()

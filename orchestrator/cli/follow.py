@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TextIO
 
 from jobs.budgets import Cause
+from jobs.errors import ConflictError
 from jobs.states import State, StopRequested
 from orchestrator.cli.common import say
-from orchestrator.view import job_view
+from orchestrator.store.flags import READY
+from orchestrator.view import LOOP_SILENT_S, job_view
 
 if TYPE_CHECKING:
     from orchestrator.stack import Stack
@@ -171,7 +173,7 @@ def follow(
     Ctrl-C asks for the job's cancellation and keeps following; a second one stops following only. `each` is called
     with every view.
     """
-    seen, cancelled = 0, False
+    seen, cancelled, warned = 0, False, False
     with _Panel(out) if out.isatty() else _Lines(out) as screen:
         while True:
             try:
@@ -181,20 +183,36 @@ def follow(
                         screen.event(entry)
                 view = job_view(store, job_id, mlflow_uri=stack.mlflow_uri)
                 screen.show(view)
+                warned = _warn_if_silent(store, warned)
                 each(view)
                 if State(view["state"]).final:
                     break
                 time.sleep(_REFRESH_S)
             except KeyboardInterrupt:
-                if cancelled or store.get(job_id).state.final:
+                if cancelled:
                     say(f"no longer following; `rexctl run --attach {job_id}` does again")
                     raise
                 cancelled = True
-                say("cancelling, with a checkpoint; Ctrl-C again to stop watching")
-                stop = StopRequested(cause=Cause.CANCELLED, detail="Ctrl-C")
-                store.request(job_id, stop, action="cancel_requested", detail={"by": "Ctrl-C"})
+                _cancel(store, job_id)
         _await_tracking(store, job_id)
     return State(view["state"])
+
+
+def _warn_if_silent(store: Store, warned: bool) -> bool:
+    """Say once when the control plane has not been heard of for long; returns whether it is silent."""
+    silent = time.time() - float(store.flag(READY) or 0.0) > LOOP_SILENT_S
+    if silent and not warned:
+        say("the control plane is silent; `rexctl up` starts it if it is gone, running jobs are not affected")
+    return silent
+
+
+def _cancel(store: Store, job_id: str) -> None:
+    say("cancelling, with a checkpoint; Ctrl-C again to stop watching")
+    stop = StopRequested(cause=Cause.CANCELLED, detail="Ctrl-C")
+    try:
+        store.request(job_id, stop, action="cancel_requested", detail={"by": "Ctrl-C"})
+    except ConflictError:
+        return  # it has just ended by itself
 
 
 def _await_tracking(store: Store, job_id: str) -> None:

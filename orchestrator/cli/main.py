@@ -49,8 +49,10 @@ def main() -> None:
             raise
         print(f"rexctl: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output is gone, as in `rexctl logs | head`
-        sys.exit(0)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if _debug:
+            raise
+        print(f"rexctl: a bug: {type(error).__name__}: {error} (with --debug it shows where)", file=sys.stderr)
+        sys.exit(3)

@@ -14,18 +14,18 @@ def summary(view: dict[str, Any]) -> str:
     for attempt in view["attempts"]:
         why = attempt["cause"] or "running"
         detail = f": {attempt['detail']}" if attempt["detail"] else ""
-        lines.append(
-            f"attempt {attempt['number']:<4} steps {attempt['from_step']} to {attempt['to_step']}, {why}{detail}"
+        steps = (
+            f"steps {attempt['from_step']} to {attempt['to_step']}" if attempt["from_step"] is not None else "no step"
         )
+        lines.append(f"attempt {attempt['number']:<4} {steps}, {why}{detail}")
         for bad in attempt["quarantined"]:
             lines.append(f"             quarantined {bad['manifest']}: {bad['reason']}")
         if attempt["quarantined"]:
             lines.append(f"             went on from {attempt['resumed_from'] or 'zero'}")
-    metrics = view["metrics"]
-    if metrics["top1"] is not None:
-        lines.append(
-            f"accuracy     top-1 {metrics['top1']:.4f}, top-5 {metrics['top5']:.4f}, loss {metrics['loss']:.4f}"
-        )
+    named = {"top1": "top-1", "top5": "top-5", "loss": "loss"}
+    metrics = [f"{named[key]} {value:.4f}" for key, value in view["metrics"].items() if value is not None]
+    if metrics:
+        lines.append(f"accuracy     {', '.join(metrics)}")
     checkpoint = view["checkpoint"]
     if checkpoint:
         lines.append(f"checkpoint   {checkpoint['manifest']} (step {checkpoint['step']})")

@@ -5,6 +5,7 @@ Writes compare the row's version and set; whoever comes second gets `Stale`, rel
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Iterator, Mapping
@@ -17,12 +18,14 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.sql import Select
 
 from jobs.budgets import Cause
-from jobs.errors import NotFoundError, RetryableError, RexError
+from jobs.errors import NotFoundError, RetryableError, RexError, SpecError
 from jobs.spec import JobSpec, build_spec
 from jobs.states import AttemptEnded, Effect, Event, GangGranted, Job, State, StopRequested, transition
 from orchestrator.store import migrate
 from orchestrator.store.tables import attempts, effects, events, flags, jobs, nodes
 
+_LOG = logging.getLogger("rexctl.store")
+_FORGET_NODE_S = 3600.0
 _ID_ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"
 
 
@@ -126,7 +129,7 @@ class Store:
 
     def _read(self, query: Select[Any]) -> list[Mapping[str, Any]]:
         try:
-            with self.engine.connect() as connection:
+            with self.engine.connect().execution_options(rex_read_only=True) as connection:
                 return [dict(row) for row in connection.execute(query).mappings()]
         except OperationalError as error:
             raise RetryableError(f"the job store did not answer: {error.orig}") from error
@@ -170,7 +173,7 @@ class Store:
         if active is not None:
             states = [state.value for state in State if state.active == active and not state.final]
             query = query.where(jobs.c.state.in_(states))
-        return [_job_row(row) for row in self._read(query)]
+        return [row for row in map(_readable_job_row, self._read(query)) if row is not None]
 
     def apply(
         self,
@@ -283,6 +286,12 @@ class Store:
                 update(effects).where(effects.c.id == effect.id).values(done_at=time.time(), error=error)
             )
 
+    def effect_done_at(self, job_id: str, attempt: int, effect: Effect) -> float | None:
+        """When that effect was carried out; None while it is pending, or if there is none."""
+        mine = (effects.c.job_id == job_id, effects.c.attempt == attempt, effects.c.effect == effect.value)
+        rows = self._read(select(effects.c.done_at).where(*mine))
+        return rows[0]["done_at"] if rows else None
+
     def effect_failed(self, effect: PendingEffect, error: str, *, retry_at: float) -> None:
         with self._write() as connection:
             connection.execute(
@@ -294,13 +303,26 @@ class Store:
     # -- cluster and flags
 
     def see_nodes(self, seen: list[dict[str, Any]], *, now: float) -> None:
-        """Replace what is known of the cluster; `lost_since` is kept from the first time a node was seen dead."""
+        """Note what the cluster is; `lost_since` is kept from the first time a node was seen dead or not seen.
+
+        A node that has vanished altogether (its Ray head was started anew) is kept as lost for an hour: attempts that
+        ran on it have to be told from when on.
+        """
         with self._write() as connection:
-            known = {row.id: row.lost_since for row in connection.execute(select(nodes))}
+            known = {row["id"]: dict(row) for row in connection.execute(select(nodes)).mappings()}
+            present = {node["id"] for node in seen}
+            vanished = [
+                {**row, "alive": False, "lost_since": row["lost_since"] or now}
+                for row in known.values()
+                if row["id"] not in present and now - (row["lost_since"] or now) < _FORGET_NODE_S
+            ]
             connection.execute(nodes.delete())
             for node in seen:
-                lost = None if node["alive"] else (known.get(node["id"]) or now)
+                before = known.get(node["id"], {}).get("lost_since")
+                lost = None if node["alive"] else (before or now)
                 connection.execute(insert(nodes).values(**node, lost_since=lost, seen_at=now))
+            for row in vanished:
+                connection.execute(insert(nodes).values(**row))
 
     def nodes(self) -> list[Mapping[str, Any]]:
         return self._read(select(nodes).order_by(nodes.c.host))
@@ -395,6 +417,15 @@ def _job_row(row: Mapping[str, Any]) -> JobRow:
     )
 
 
+def _readable_job_row(row: Mapping[str, Any]) -> JobRow | None:
+    """One job that another version of this code wrote must not hide all the others."""
+    try:
+        return _job_row(row)
+    except SpecError as error:
+        _LOG.error("action=skip_job job=%s: %s", row["id"], error)
+        return None
+
+
 def _engine(url: str) -> Engine:
     engine = create_engine(url)
     if engine.url.get_backend_name() == "sqlite":
@@ -411,5 +442,7 @@ def _sqlite_connect(connection: Any, record: Any) -> None:
 
 
 def _sqlite_begin(connection: Connection) -> None:
-    # Taking the write lock at once avoids the deadlock of two readers that both want to write.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    # Taking the write lock at once avoids the deadlock of two readers that both want to write; mere readers see the
+    # last commit and hold nobody up.
+    read_only = connection.get_execution_options().get("rex_read_only")
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

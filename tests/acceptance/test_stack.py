@@ -18,7 +18,7 @@ from tests.support.rex import Rex, counting_spec
 @pytest.fixture(scope="module")
 def rex() -> Iterator[Rex]:
     with tempfile.TemporaryDirectory(prefix="rex") as folder:
-        rex = Rex(Path(folder))
+        rex = Rex(Path(folder), slots=2)
         try:
             yield rex
         finally:

@@ -71,7 +71,7 @@ def rewrite(store: ObjectStore, key: str, body: bytes, folder: Path) -> None:
 
 
 def quarantined(store: ObjectStore) -> list[str]:
-    return [info.key for info in store.jobs("quarantine/")]
+    return [info.key for info in store.list("quarantine/")]
 
 
 class Failing:
@@ -106,7 +106,7 @@ class Failing:
 
     def list(self, prefix: str) -> builtins.list[ObjectInfo]:
         self._ask("list", prefix)
-        return self._store.jobs(prefix)
+        return self._store.list(prefix)
 
     def delete(self, key: str) -> None:
         self._ask("delete", key)
@@ -116,7 +116,7 @@ class Failing:
 def test_first_attempt_of_an_empty_store_starts_from_nothing(store: ObjectStore) -> None:
     start = CheckpointStore(store, "j").start_attempt(1)
     assert (start.attempt, start.manifest, start.quarantined) == (1, None, ())
-    assert [info.key for info in store.jobs("")] == [pin_name(1)]
+    assert [info.key for info in store.list("")] == [pin_name(1)]
 
 
 def test_committed_checkpoint_is_resumed_and_its_files_come_back(
@@ -224,14 +224,14 @@ def test_job_that_has_committed_never_starts_from_zero(store: ObjectStore, commi
     store.delete(blob_key(manifest.files[0].sha256))
     with pytest.raises(CorruptCheckpoint, match="not started from zero"):
         CheckpointStore(store, "j").start_attempt(2, must_resume=manifest.name if must_resume else None)
-    assert [info.key for info in store.jobs("attempts/")] == [pin_name(1)]
+    assert [info.key for info in store.list("attempts/")] == [pin_name(1)]
     assert quarantined(store) == ["quarantine/000001-000000010.000002.json"]
 
 
 def test_must_resume_on_a_store_without_manifests_refuses(store: ObjectStore) -> None:
     with pytest.raises(CorruptCheckpoint, match="not started from zero"):
         CheckpointStore(store, "j").start_attempt(1, must_resume="manifests/000001-000000010.json")
-    assert store.jobs("attempts/") == []
+    assert store.list("attempts/") == []
 
 
 def test_checkpoint_of_another_job_is_not_resumed(store: ObjectStore, commit: Commit) -> None:
@@ -259,11 +259,11 @@ def test_not_knowing_quarantines_and_pins_nothing(
     writer = CheckpointStore(store, "j")
     writer.start_attempt(1)
     manifest = commit(writer, 1, 10, None)
-    before = store.jobs("")
+    before = store.list("")
     unknown = CheckpointStore(Failing(store, operation, prefix), "j")
     with pytest.raises(StoreUnavailable, match="timed out"):
         unknown.start_attempt(2, must_resume=manifest.name)
-    assert store.jobs("") == before
+    assert store.list("") == before
     assert CheckpointStore(store, "j").start_attempt(2).manifest == manifest
 
 
@@ -273,10 +273,10 @@ def test_not_knowing_below_a_damaged_one_leaves_no_trace(store: ObjectStore, com
     first = commit(writer, 1, 10, None)
     second = commit(writer, 1, 20, first)
     store.delete(blob_key(second.files[0].sha256))
-    before = store.jobs("")
+    before = store.list("")
     with pytest.raises(StoreUnavailable):
         CheckpointStore(Failing(store, "get_file", blob_key(first.files[0].sha256)), "j").start_attempt(2)
-    assert store.jobs("") == before
+    assert store.list("") == before
 
 
 def test_outage_in_the_middle_of_a_chain_changes_nothing(backend: Backend, commit: Commit) -> None:
@@ -284,7 +284,7 @@ def test_outage_in_the_middle_of_a_chain_changes_nothing(backend: Backend, commi
     writer = CheckpointStore(store, "j")
     writer.start_attempt(1)
     manifest = commit(writer, 1, 10, None)
-    before = store.jobs("")
+    before = store.list("")
     starter = CheckpointStore(backend.open(), "j")
     if backend.server is None:
         starter.newest()  # a directory that vanishes before it was ever seen is an empty one
@@ -293,7 +293,7 @@ def test_outage_in_the_middle_of_a_chain_changes_nothing(backend: Backend, commi
             starter.start_attempt(2)
         with pytest.raises(StoreUnavailable):
             commit(writer, 1, 20, manifest)
-    assert store.jobs("") == before
+    assert store.list("") == before
     commit(writer, 1, 20, manifest)
     assert starter.start_attempt(2).manifest == writer.newest()
 
@@ -309,7 +309,7 @@ def test_manifest_of_a_newer_version_is_refused_and_never_quarantined(
         with pytest.raises(UnknownManifest, match="version 2"):
             CheckpointStore(store, "j").start_attempt(2)
     assert quarantined(store) == []
-    assert [info.key for info in store.jobs("attempts/")] == [pin_name(1)]
+    assert [info.key for info in store.list("attempts/")] == [pin_name(1)]
 
 
 def test_zombies_commit_after_a_newer_pin_is_refused(store: ObjectStore, commit: Commit) -> None:
@@ -317,10 +317,10 @@ def test_zombies_commit_after_a_newer_pin_is_refused(store: ObjectStore, commit:
     zombie.start_attempt(1)
     first = commit(zombie, 1, 10, None)
     CheckpointStore(store, "j").start_attempt(2)
-    before = store.jobs("")
+    before = store.list("")
     with pytest.raises(FencedError, match="attempt 1 must not write, attempt 2 is pinned"):
         commit(zombie, 1, 20, first)
-    assert store.jobs("") == before
+    assert store.list("") == before
 
 
 class PinnedMeanwhile(Failing):
@@ -359,7 +359,7 @@ def test_fence_is_checked_before_the_upload(store: ObjectStore, commit: Commit) 
 def test_commit_of_an_attempt_that_never_started_is_refused(store: ObjectStore, commit: Commit) -> None:
     with pytest.raises(FencedError, match="not pinned"):
         commit(CheckpointStore(store, "j"), 1, 10, None)
-    assert store.jobs("") == []
+    assert store.list("") == []
 
 
 def test_commit_on_a_parent_that_is_not_its_own_is_refused(store: ObjectStore, commit: Commit) -> None:
@@ -379,7 +379,7 @@ def test_start_with_a_number_that_is_not_above_all_pinned_is_fenced(store: Objec
     for number in (1, 2, 3):
         with pytest.raises(FencedError):
             CheckpointStore(store, "j").start_attempt(number)
-    assert [info.key for info in store.jobs("attempts/")] == [pin_name(3)]
+    assert [info.key for info in store.list("attempts/")] == [pin_name(3)]
     with pytest.raises(SpecError):
         CheckpointStore(store, "j").start_attempt(0)
 

@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def keys(store: ObjectStore, prefix: str = "") -> list[str]:
-    return [info.key for info in store.jobs(prefix)]
+    return [info.key for info in store.list(prefix)]
 
 
 def test_create_then_get_returns_the_bytes(store: ObjectStore) -> None:
@@ -33,7 +33,7 @@ def test_create_then_get_returns_the_bytes(store: ObjectStore) -> None:
 def test_create_of_an_empty_body_is_kept(store: ObjectStore) -> None:
     store.create("empty", b"")
     assert store.get("empty") == b""
-    assert store.jobs("")[0].size_bytes == 0
+    assert store.list("")[0].size_bytes == 0
 
 
 def test_create_on_a_taken_key_fails_and_changes_nothing(store: ObjectStore) -> None:
@@ -85,7 +85,7 @@ def test_put_file_then_get_file_returns_the_bytes(store: ObjectStore, tmp_path: 
     store.put_file("objects/blob", source)
     store.get_file("objects/blob", target)
     assert target.read_bytes() == source.read_bytes()
-    assert [(info.key, info.size_bytes) for info in store.jobs("objects/")] == [("objects/blob", size_bytes)]
+    assert [(info.key, info.size_bytes) for info in store.list("objects/")] == [("objects/blob", size_bytes)]
 
 
 def test_put_file_replaces_what_is_there(store: ObjectStore, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_missing_object_is_definitely_not_found(store: ObjectStore, tmp_path: Pa
 
 
 def test_list_shows_every_write_at_once_sorted_and_by_prefix(store: ObjectStore) -> None:
-    assert store.jobs("") == []
+    assert store.list("") == []
     written = []
     for key in ("b/2", "a/1", "b/1", "ab", "b/c/d"):
         store.create(key, key.encode())
@@ -162,7 +162,7 @@ def test_store_that_cannot_be_reached_is_unavailable_never_not_found(
             lambda: store.get("k"),
             lambda: store.get("none"),
             lambda: store.get_file("none", tmp_path / "target"),
-            lambda: store.jobs(""),
+            lambda: store.list(""),
             lambda: store.create("new", b"x"),
             lambda: store.put_file("objects/new", tmp_path / "f"),
             lambda: store.delete("k"),
@@ -190,7 +190,7 @@ def test_wrong_bucket_is_unavailable(backend: Backend, tmp_path: Path) -> None:
     store = open_store("s3://no-such-bucket-here/jobs")
     for operation in (
         lambda: store.get("k"),
-        lambda: store.jobs(""),
+        lambda: store.list(""),
         lambda: store.create("k", b"x"),
         lambda: store.put_file("objects/k", tmp_path / "f"),
     ):

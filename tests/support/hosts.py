@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,8 +76,8 @@ class Hosts:
             (own / name).mkdir(parents=True)
         ready = own / "booted"
         script = (
-            f"hostname rexhost{host}; mount -t tmpfs -o size=2g tmpfs /dev/shm; mount --bind '{own / 'tmp'}' /tmp; "
-            f"touch '{ready}'; exec sleep infinity"
+            f"set -e; hostname rexhost{host}; mount -t tmpfs -o size=2g tmpfs /dev/shm; {self._keep(own / 'tmp')}"
+            f"mount --rbind '{own / 'tmp'}' /tmp; touch '{ready}'; exec sleep infinity"
         )
         space = ["ip", "netns", "exec", f"rexhost{host}"]
         spaces = ["unshare", "--pid", "--mount", "--ipc", "--uts", "--fork", "--kill-child", "--mount-proc"]
@@ -88,6 +89,16 @@ class Hosts:
             time.sleep(0.05)
         children = Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text().split()
         self._inits[host] = int(children[0])
+
+    @staticmethod
+    def _keep(tmp: Path) -> str:
+        """Commands that keep this checkout and its interpreter visible where they lie below the /tmp that we hide."""
+        needed = {Path(__file__).resolve().parents[2], Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()}
+        commands = ""
+        for path in sorted(path for path in needed if path.is_relative_to("/tmp")):
+            inside = tmp / path.relative_to("/tmp")
+            commands += f"mkdir -p '{inside}'; mount --bind '{path}' '{inside}'; "
+        return commands
 
     def address(self, host: int) -> str:
         return f"10.77.0.{10 + host}"

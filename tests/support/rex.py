@@ -27,7 +27,10 @@ COUNTING = str(Path(__file__).with_name("counting_program.py"))
 class Rex:
     """One state directory and the commands on it."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, slots: int | None = None) -> None:
+        if slots is not None:  # tests of what does not fit must not depend on the size of the machine
+            home.mkdir(exist_ok=True)
+            (home / "config.yaml").write_text(f"slots: {slots}\n")
         self.home = Home(home)
         self.stack = Stack(self.home)
 
@@ -91,7 +94,8 @@ class Rex:
 
     def processes(self, job: str) -> list[int]:
         """Every live process of any attempt of the job."""
-        return [pid for token in self.tokens(job) for pid in find_by_environment("REX_TOKEN", token)]
+        names = ("REX_TOKEN", "REX_SUPERVISES")
+        return [pid for token in self.tokens(job) for name in names for pid in find_by_environment(name, token)]
 
     def own_processes(self) -> list[int]:
         """Every live process that the local stack started."""

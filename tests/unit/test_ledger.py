@@ -61,7 +61,7 @@ def test_every_second_of_a_crashed_and_resumed_job_has_its_name() -> None:
         to_step=100,
     )
     second = replace(second, resumed={"manifest": "m", "step": 30}, seconds={"compiling": 10.0, "training": 40.0})
-    seconds = ledger(JOB, [ATTEMPT, second], now=999.0, backoff_s=2.0)
+    seconds = ledger(JOB, [ATTEMPT, second], now=999.0, idle_s=2.0)
     assert seconds == {
         "queued": 28.0,
         "provisioning": 10.0,

@@ -48,7 +48,7 @@ def test_secret_in_a_uri_is_refused_and_not_repeated() -> None:
 def test_directory_is_opened_without_being_made(tmp_path: Path) -> None:
     store = open_store(f"file://{tmp_path}/with%20space/store")
     assert store.uri == f"file://{tmp_path}/with%20space/store"
-    assert store.jobs("") == []
+    assert store.list("") == []
     assert list(tmp_path.iterdir()) == []
     store.create("k", b"x")
     assert (tmp_path / "with space" / "store" / "k").read_bytes() == b"x"
@@ -66,7 +66,7 @@ def test_other_folder_in_the_place_of_the_store_is_unavailable(tmp_path: Path) -
     store.create("k", b"x")
     root.rename(tmp_path / "unmounted")
     root.mkdir()
-    for operation in (lambda: store.get("k"), lambda: store.jobs(""), lambda: store.create("n", b"x")):
+    for operation in (lambda: store.get("k"), lambda: store.list(""), lambda: store.create("n", b"x")):
         with pytest.raises(StoreUnavailable, match="another folder"):
             operation()
     assert list(root.iterdir()) == []

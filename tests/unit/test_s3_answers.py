@@ -112,7 +112,7 @@ def test_answer_that_says_nothing_of_the_object_is_not_knowing(
     operations: list[Callable[[], object]] = [
         lambda: store.get("k"),
         lambda: store.get_file("k", tmp_path / "t"),
-        lambda: store.jobs(""),
+        lambda: store.list(""),
         lambda: store.create("k", b"x"),
         lambda: store.put_file("k", tmp_path / "f"),
     ]

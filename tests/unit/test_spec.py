@@ -32,7 +32,7 @@ def test_every_recipe_of_ours_is_valid(path: Path) -> None:
         (MINIMAL + "data: {dir: /a, builtin: digits}", "data: takes one of: dir, builtin"),
         (MINIMAL + "env: {AWS_SECRET_ACCESS_KEY: x}", "looks like a secret; name it in credentials.from_env"),
         (MINIMAL + "env: {REX_JOB: x}", "belongs to the control plane"),
-        (MINIMAL + "credentials: {from_env: [a b]}", "give the name, never the value"),
+        (MINIMAL + "credentials: {from_env: [a b]}", "give names, never values"),
         ("- a", "holds list, not keys"),
         ("a: {", "is not YAML"),
         ("", "holds NoneType, not keys"),

@@ -79,11 +79,19 @@ def test_budgets_are_kept_apart(cause: Cause) -> None:
     assert after(replace(once, spent={cause: 1}), ended(cause)).state is State.FAILED
 
 
-def test_attempts_without_a_newer_checkpoint_end_the_job_whatever_ended_them() -> None:
-    job = job_factory(retry=Retry(no_progress=1))
-    job = after(job, GangGranted(), ended(Cause.NODE_LOST, progressed=False), BackoffElapsed(), GangGranted())
-    job = after(job, ended(Cause.INFRASTRUCTURE, attempt=2, progressed=False))
+def test_crashes_without_a_newer_checkpoint_end_the_job() -> None:
+    job = job_factory(retry=Retry(no_progress=1, crash=10))
+    job = after(job, GangGranted(), ended(Cause.CRASH, progressed=False), BackoffElapsed(), GangGranted())
+    job = after(job, ended(Cause.HANG, attempt=2, progressed=False))
     assert job.state is State.FAILED and "2 attempts in a row" in job.detail
+
+
+def test_outages_in_a_row_spend_their_own_budget_and_no_other() -> None:
+    job = job_factory(retry=Retry(no_progress=1, infrastructure=20))
+    for attempt in range(1, 11):
+        job = after(job, GangGranted(), ended(Cause.INFRASTRUCTURE, attempt=attempt, progressed=False))
+        assert job.state is State.BACKOFF
+        job = after(job, BackoffElapsed())
 
 
 @pytest.mark.parametrize("cause", [Cause.CONFIG, Cause.NO_REQUEUE])
