@@ -25,7 +25,6 @@ from orchestrator import observe
 from orchestrator.store import AttemptRow, JobRow, Store
 
 _LOG = logging.getLogger("rexctl.following")
-LOCAL_ADDRESSES = ("127.0.0.1", "::1")  # what the local stack's own Ray node is called
 NODE_LEASE_S = 180.0  # a cut-off raylet was measured to live 167 s; its agents and their workers end with it
 _FORCE_AGAIN_S = 10.0
 _PLACING_S = 5.0  # an agent that was never heard of for so long may be called off
@@ -135,7 +134,7 @@ class Following:
         self.gangs.kill_agent(row.id, attempt.number, view.node_rank)
         if known is not None and known["alive"]:
             return self._in_background(row, view, self.gangs.certify, launch, view.node_rank, node["id"])
-        if node["host"] == socket.gethostname() and node["address"] in LOCAL_ADDRESSES:
+        if _is_here(node):
             # Ray on this very machine was restarted, or is.
             return self._in_background(row, view, certify, launch.to_json(), view.node_rank)
         lost_since = known["lost_since"] if known else attempt.granted_at  # forgotten only an hour after its loss
@@ -222,6 +221,18 @@ class Following:
                 detail = f"ran {spent_s:.0f} s in all, the limit is {limits.wall_time_s:g} s"
                 stop = StopRequested(cause=Cause.TIME_LIMIT, detail=detail)
                 self.store.apply(self.store.get(row.id), stop, now=now, action="time_limit", detail={"seen": detail})
+
+
+def _is_here(node: dict[str, str]) -> bool:
+    """Is that node this very machine: its name, and an address that is ours? (Names alone are not unique.)"""
+    if node["host"] != socket.gethostname():
+        return False
+    with socket.socket() as probe:
+        try:
+            probe.bind((node["address"], 0))
+        except OSError:
+            return False
+    return True
 
 
 def _failed_end(record: dict[str, Any] | None) -> bool:

@@ -15,7 +15,7 @@ from cluster.storage import open_store
 from cluster.storage.checkpoints import CheckpointStore
 from tests.support.rex import Rex, counting_spec
 
-STEPS = 100
+STEPS = 130
 
 
 def expected(steps: int) -> bytes:
@@ -170,3 +170,47 @@ def test_job_that_does_not_fit_now_waits_and_says_for_whom(rex: Rex, tmp_path: P
     assert rex("cancel", long).returncode == 0
     assert rex.finish(late)["state"] == "cancelled"
     assert rex.finish(long)["state"] == "cancelled"
+
+
+def test_cancel_while_the_control_plane_is_down_still_drains(rex: Rex, tmp_path: Path) -> None:
+    """The grace counts from when the workers are told, not from the wish: here it has long passed by then."""
+    spec = counting_spec(tmp_path / "c.yaml", "--steps", 9999, "--commit_every", 5000, limits={"drain_grace_s": 1})
+    job = rex.submit(spec)
+    rex.wait(job, lambda s: s["progress"]["step"] > 20)
+    control = rex.stack.service("control")
+    assert control is not None
+    os.kill(control.pid, signal.SIGKILL)
+    cancelled = rex("cancel", job)
+    assert cancelled.returncode == 0 and "control plane is not running" in cancelled.stderr
+    attempt = rex.store.attempts(job)[0]
+    rex.store.note_attempt(job, 1, stop_at=(attempt.stop_at or 0.0) - 3600)
+    assert rex("up").returncode == 0
+    ended = rex.finish(job)
+    assert ended["state"] == "cancelled"
+    assert ended["checkpoint"]["step"] == ended["attempts"][0]["to_step"], "drained, not killed"
+
+
+def test_killed_ray_is_brought_up_again_and_the_job_resumes(rex: Rex, tmp_path: Path) -> None:
+    job = rex.submit(counting_spec(tmp_path / "c.yaml", "--steps", STEPS, "--step_s", 0.06, "--commit_every", 15))
+    rex.wait(job, training_past(20))
+    ray = rex.stack.service("ray")
+    assert ray is not None
+    os.kill(ray.pid, signal.SIGKILL)
+    ended = rex.finish(job, timeout_s=300)
+    assert ended["state"] == "succeeded", ended
+    causes = [attempt["cause"] for attempt in ended["attempts"]]
+    assert causes[-1] == "done" and set(causes[:-1]) == {"infrastructure"}, ended["attempts"]
+    assert ended["attempts"][-1]["from_step"] >= 15
+    assert final_state(rex, job) == expected(STEPS)
+    assert rex.processes(job) == []
+
+
+def test_stopped_mlflow_holds_up_neither_the_job_nor_its_resume(rex: Rex, tmp_path: Path) -> None:
+    """MLflow away from before the end until after a resume: it is brought up again, and gets its run closed."""
+    job = rex.submit(counting_spec(tmp_path / "c.yaml", "--steps", 60, "--commit_every", 15))
+    rex.wait(job, training_past(16))
+    mlflow = rex.stack.service("mlflow")
+    assert mlflow is not None
+    os.kill(mlflow.pid, signal.SIGKILL)
+    ended = rex.finish(job)
+    assert (ended["state"], len(ended["attempts"])) == ("succeeded", 1)

@@ -1,0 +1,300 @@
+"""The loop against a cluster that lies: late answers, silence, vanished nodes. The store is real, the clock is ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from cluster.gang import Gangs, Node, NodeView
+from cluster.launch import LaunchPlan
+from jobs.budgets import Cause
+from jobs.contract import Heartbeat
+from jobs.errors import ClusterUnreachable
+from jobs.spec import build_spec
+from jobs.states import Effect, State, StopRequested
+from orchestrator.effects import Effects
+from orchestrator.following import NODE_LEASE_S
+from orchestrator.loop import Loop
+from orchestrator.store import JobRow, Store
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class ScriptedGangs:
+    """Says what the test wrote down, and remembers what it was asked to do."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, list[NodeView]] = {}
+        self.seen_nodes = [Node(id="n1", host="h1", address="10.0.0.1", cpus=2.0, npus=0.0, alive=True)]
+        self.unreachable = False
+        self.stopped: list[tuple[str, str, float]] = []
+        self.killed: list[str] = []
+        self.certified: list[str] = []
+        self.survivors: list[int] = []
+        self.during_poll: Callable[[], None] = lambda: None
+
+    def nodes(self) -> list[Node]:
+        if self.unreachable:
+            raise ClusterUnreachable("no answer")
+        return self.seen_nodes
+
+    def poll(self, attempts: Iterable[tuple[str, int, int]]) -> dict[tuple[str, int], list[NodeView]]:
+        views = {(job, number): self.answers.get(job, []) for job, number, _ in attempts}
+        self.during_poll()
+        return views
+
+    def stop(self, job: str, attempt: int, nodes: int, why: str, grace_s: float) -> None:
+        self.stopped.append((job, why, grace_s))
+
+    def kill_agent(self, job: str, attempt: int, node_rank: int) -> None:
+        self.killed.append(job)
+
+    def certify(self, plan: LaunchPlan, node_rank: int, node_id: str) -> dict[str, Any]:
+        assert plan.job in self.killed, "nobody may be swept away whose agent could still start something"
+        self.certified.append(plan.job)
+        fault = {"rank": None, "code": None}
+        said = {"fault": fault, "message": "swept", "survivors": self.survivors}
+        return {"node_rank": node_rank, "outcomes": [], **said}
+
+
+class NoEffects:
+    """Leaves the pending effects to the test."""
+
+    def step(self) -> None:
+        return None
+
+
+class World:
+    def __init__(self, folder: Path) -> None:
+        self.clock, self.gangs = Clock(), ScriptedGangs()
+        self.store = Store(f"sqlite:///{folder / 'store.db'}")
+        self.store.migrate()
+        self.loop = Loop(self.store, cast(Gangs, self.gangs), cast(Effects, NoEffects()), clock=self.clock)
+
+    def submit(self, job: str = "j", **changes: Any) -> JobRow:
+        spec = build_spec({"name": "j", "program": {"module": "m"}, **changes})
+        self.store.submit(job, spec, store_uri="file:///o", init_from=None, now=self.clock())
+        return self.store.get(job)
+
+    def launched(self, job: str = "j", **changes: Any) -> JobRow:
+        """A job whose first attempt was launched."""
+        self.submit(job, **changes)
+        self.loop.tick()
+        self.finish_launch(job)
+        return self.store.get(job)
+
+    def finish_launch(self, job: str = "j") -> None:
+        row = self.store.get(job)
+        attempt = self.store.attempt(job, row.job.attempt)
+        plan = LaunchPlan(
+            job=job,
+            attempt=attempt.number,
+            token=attempt.token,
+            nodes=1,
+            workers_per_node=1,
+            cpus_per_worker=1,
+            npus_per_node=0,
+            program=("module", "m"),
+            work_root="/none",
+        )
+        self.store.note_attempt(job, attempt.number, plan=asdict(plan))
+        self.done(job, Effect.LAUNCH)
+
+    def done(self, job: str, kind: Effect) -> None:
+        for effect in self.store.pending_effects(job):
+            if effect.effect is kind:
+                self.store.effect_done(effect)
+
+    def tick_until(self, wanted: Callable[[], bool]) -> None:
+        for _ in range(200):
+            self.loop.tick()
+            if wanted():
+                return
+        raise AssertionError("it never came to that")
+
+    def state(self, job: str = "j") -> State:
+        return self.store.get(job).state
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.store.engine.dispose()
+
+
+def report(*, ended: dict[str, Any] | None = None, **beat: Any) -> NodeView:
+    ranks = {"0": asdict(Heartbeat(rank=0, **beat))} if beat else {}
+    started = {"at": 1001.0, "cpus": [0], "pid": 1} if beat else {}
+    body = {"host": "h1", "directory": "/d", "phase": "running", "started": started, "ranks": ranks, "ended": ended}
+    return NodeView(node_rank=0, answer="report", report=body)
+
+
+def silent(answer: str) -> NodeView:
+    return NodeView(node_rank=0, answer=answer)
+
+
+def ended(code: int = 0, **more: Any) -> dict[str, Any]:
+    outcome = {"rank": 0, "code": code, "signal": None, "reason": "", "at": 1.0, "heartbeat": None}
+    fault = {"rank": 0} if code else None
+    return {"node_rank": 0, "outcomes": [outcome], "fault": fault, "survivors": [], "stop_why": None, **more}
+
+
+def test_agent_that_is_missing_while_it_is_being_created_says_nothing(world: World) -> None:
+    """The poll saw no agent, the launch finished during the poll: the old view must not end the new attempt."""
+    world.submit()
+    world.loop.tick()
+    world.gangs.answers["j"] = [silent("dead")]
+    world.gangs.during_poll = world.finish_launch
+    world.loop.tick()
+    assert world.state() is State.LAUNCHING and world.gangs.certified == []
+
+
+def test_cluster_that_does_not_answer_changes_no_state(world: World) -> None:
+    world.launched()
+    world.gangs.answers["j"] = [report(step=5, phase="training")]
+    world.loop.tick()
+    world.gangs.unreachable = True
+    for _ in range(5):
+        world.clock.now += 100_000
+        with pytest.raises(ClusterUnreachable):
+            world.loop.tick()
+    row = world.store.get("j")
+    assert (row.state, row.job.attempt) == (State.RUNNING, 1) and row.unreachable_since is not None
+    world.gangs.unreachable = False
+    world.loop.tick()
+    assert world.store.get("j").unreachable_since is None
+
+
+def test_agent_that_stopped_answering_is_unreachable_for_ever_not_dead(world: World) -> None:
+    world.launched()
+    world.gangs.answers["j"] = [report(step=5, phase="training")]
+    world.loop.tick()
+    for answer in ("pending", "unreachable"):
+        world.gangs.answers["j"] = [silent(answer)]
+        world.clock.now += 100_000
+        world.loop.tick()
+        row = world.store.get("j")
+        assert row.state is State.RUNNING and row.unreachable_since is not None
+    assert world.gangs.killed == []
+
+
+def test_dead_agent_ends_the_attempt_only_with_a_certificate_of_its_node(world: World) -> None:
+    world.launched()
+    world.gangs.answers["j"] = [silent("dead")]
+    world.tick_until(lambda: world.state() is State.BACKOFF)
+    assert world.gangs.certified == ["j"]
+
+
+def test_lost_node_holds_the_next_attempt_back_until_its_lease_is_over(world: World) -> None:
+    world.launched()
+    world.gangs.answers["j"] = [silent("dead")]
+    world.gangs.seen_nodes = [Node(id="n2", host="h2", address="10.0.0.2", cpus=2.0, npus=0.0, alive=True)]
+    world.loop.tick()
+    world.clock.now += NODE_LEASE_S - 1
+    world.loop.tick()
+    assert world.state() is State.LAUNCHING and world.gangs.certified == []
+    world.clock.now += 2
+    world.loop.tick()
+    assert world.state() is State.BACKOFF
+    assert world.store.attempt("j", 1).cause == Cause.NODE_LOST.value
+
+
+def test_process_that_survives_its_attempt_holds_the_next_one_back(world: World) -> None:
+    world.launched()
+    world.gangs.survivors = [4711]
+    world.gangs.answers["j"] = [report(ended=ended(1, survivors=[4711]))]
+    world.tick_until(lambda: len(world.gangs.certified) > 2)
+    assert world.state() is State.LAUNCHING
+    assert [e["action"] for e in world.store.events("j")].count("teardown_incomplete") == 1
+    world.gangs.survivors = []
+    world.tick_until(lambda: world.state() is State.BACKOFF)
+
+
+def test_grace_counts_from_when_the_workers_were_told(world: World) -> None:
+    world.launched()
+    world.gangs.answers["j"] = [report(step=5, phase="training")]
+    world.store.request("j", StopRequested(cause=Cause.CANCELLED), action="cancel_requested")
+    world.clock.now += 3600
+    world.loop.tick()
+    assert world.gangs.stopped == [], "the stop itself is still pending: no force before it"
+
+
+def test_job_cancelled_before_its_launch_ends_without_one(world: World) -> None:
+    world.submit()
+    world.loop.tick()
+    world.store.request("j", StopRequested(cause=Cause.CANCELLED), action="cancel_requested")
+    world.done("j", Effect.LAUNCH)  # as effects do when a stop came first: nothing was started
+    world.loop.tick()
+    assert world.state() is State.CANCELLED
+
+
+def test_workers_that_never_report_are_stopped_and_count_as_infrastructure(world: World) -> None:
+    world.launched(limits={"start_timeout_s": 60})
+    world.gangs.answers["j"] = [report()]
+    world.clock.now += 61
+    world.loop.tick()
+    assert world.gangs.stopped == [("j", "start_timeout", 0.0)]
+    world.gangs.answers["j"] = [report(ended=ended(75, stop_why="start_timeout"))]
+    world.loop.tick()
+    assert world.store.attempt("j", 1).cause == Cause.INFRASTRUCTURE.value
+
+
+def test_running_time_before_a_resume_does_not_count_against_the_limit(world: World) -> None:
+    from jobs.states import ResumeRequested
+
+    world.launched(limits={"wall_time_s": 100})
+    world.gangs.answers["j"] = [report(step=1, phase="training")]
+    world.clock.now += 101
+    world.loop.tick()
+    assert world.store.get("j").job.stop_for is Cause.TIME_LIMIT
+    world.gangs.answers["j"] = [report(ended=ended(75, at=world.clock()))]
+    world.loop.tick()
+    assert world.state() is State.FAILED
+    world.store.request("j", ResumeRequested(), action="resume_requested")
+    world.loop.tick()
+    world.finish_launch()
+    world.gangs.answers["j"] = [report(step=2, phase="training")]
+    world.clock.now += 50
+    world.loop.tick()
+    assert world.store.get("j").job.stop_for is None
+
+
+def test_bad_job_does_not_keep_the_others_from_going_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.gangs.seen_nodes[0] = Node(id="n1", host="h1", address="10.0.0.1", cpus=4.0, npus=0.0, alive=True)
+    world.submit("bad")
+    world.launched("good")
+    world.finish_launch("bad")
+    world.gangs.answers = {"good": [report(step=3, phase="training")], "bad": [report(step=3, phase="training")]}
+    follow = world.loop.following.follow
+
+    def broken(row: JobRow, views: list[NodeView]) -> None:
+        if row.id == "bad":
+            raise RuntimeError("a bug")
+        follow(row, views)
+
+    monkeypatch.setattr(world.loop.following, "follow", broken)
+    world.loop.tick()
+    assert (world.state("good"), world.state("bad")) == (State.RUNNING, State.LAUNCHING)
+
+
+def test_lost_checkpoint_of_a_dead_rank_zero_still_counts_as_progress(world: World) -> None:
+    world.launched()
+    checkpoint = {"manifest": "manifests/000001-000000020.json", "step": 20, "sha256": "0"}
+    resumed = {"manifest": None, "step": 0}
+    world.gangs.answers["j"] = [report(step=25, phase="training", checkpoint=checkpoint, resumed=resumed)]
+    world.loop.tick()
+    world.gangs.answers["j"] = [report(ended=ended(1))]
+    world.loop.tick()
+    row = world.store.get("j")
+    assert row.checkpoint == checkpoint and row.job.stalled_in_row == 0
+    assert world.store.attempt("j", 1).to_step == 25
