@@ -46,14 +46,10 @@ def serve(home: Home, stopped: threading.Event) -> int:
     effects = Effects(store, gangs, Tracking(stack.mlflow_uri, store), home)
     loop = Loop(store, gangs, effects)
     gangs.connect()
-    looked_at = time.monotonic()
     while not stopped.wait(_TICK_S):
-        if time.monotonic() - looked_at > _SERVICES_S:
-            looked_at = time.monotonic()
-            stack.tend(lambda line: _LOG.warning("action=restart_service %s", line))
-            if where != (stack.ray_address, stack.mlflow_uri):
-                _LOG.warning("action=restart services have moved from %s", where)
-                return 1
+        if where != (stack.ray_address, stack.mlflow_uri):
+            _LOG.warning("action=restart services have moved from %s", where)
+            return 1
         try:
             loop.tick()
         except ClusterUnreachable as error:
@@ -70,23 +66,28 @@ def serve(home: Home, stopped: threading.Event) -> int:
 
 
 def keep_serving(home: Home, stopped: threading.Event) -> None:
-    """Start the serving process again whenever it ends, later and later while it ends soon."""
+    """Look after the local services, and start the serving process again whenever it ends, later and later while it
+    ends soon. One whose Ray was replaced is ended at once: it would wait a minute for the old one."""
     command = [sys.executable, "-m", "orchestrator.daemon", "--home", str(home.path), "--serve"]
     stack, failures = Stack(home), 0
     while not stopped.is_set():
-        began = time.monotonic()
+        began = looked_at = time.monotonic()
         child = subprocess.Popen(command, preexec_fn=die_with_parent)  # noqa: PLW1509 - one thread
         while child.poll() is None and not stopped.wait(0.2):
-            continue
+            if time.monotonic() - looked_at > _SERVICES_S:
+                ray = stack.service("ray")
+                stack.tend(lambda line: _LOG.warning("action=restart_service %s", line))
+                if home.embedded_ray and stack.service("ray") != ray:
+                    child.kill()
+                looked_at = time.monotonic()
         if stopped.is_set():
             child.terminate()
             child.wait()
             return
         failures = 0 if time.monotonic() - began > _STEADY_S else failures + 1
         wait_s = _RESTART_S[min(failures, len(_RESTART_S)) - 1] if failures else 0.0
-        _LOG.warning("action=restart the serving process ended with %s, next in %s s", child.returncode, wait_s)
+        _LOG.warning("action=restart the serving process ended with %s, next in %s s", child.wait(), wait_s)
         stopped.wait(wait_s)
-        stack.tend(lambda line: _LOG.warning("action=restart_service %s", line))
 
 
 def main() -> int:

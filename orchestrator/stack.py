@@ -114,6 +114,8 @@ class Stack:
                 self.ensure_services(say)
         except Timeout:
             return
+        except StackError as error:  # it is tried again; whoever needs the service waits
+            say(str(error))
 
     def ensure_services(self, say: Progress = lambda line: None) -> None:
         """Ray and MLflow, each started if missing. The caller holds the stack's lock."""
