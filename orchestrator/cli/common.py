@@ -12,6 +12,7 @@ from jobs.errors import NotFoundError
 from orchestrator.settings import Home
 
 if TYPE_CHECKING:
+    from jobs.budgets import Cause
     from orchestrator.stack import Stack
     from orchestrator.store import Store
 
@@ -47,6 +48,22 @@ def open_store(home: str | None) -> Store:
     store = Store(found.database_url)
     store.migrate()
     return store
+
+
+def ask_to_stop(job: str, home: str | None, *, cause: Cause, as_json: bool) -> None:
+    """Write down that the job's attempt is to end for `cause`, and print where the job stands."""
+    from jobs.states import StopRequested
+
+    store = open_store(home)
+    verb = "cancel" if cause.value == "cancelled" else "preempt"
+    stop = StopRequested(cause=cause, detail="asked for by hand")
+    row = store.request(store.get(job).id, stop, action=f"{verb}_requested", detail={"by": "hand"})
+    warn_if_stopped(open_stack(home), store, job_id=row.id)
+    asked = row.job.stop_for.value if row.job.stop_for else None
+    if as_json:
+        print_json({"job_id": row.id, "state": row.state.value, "stopping_for": asked})
+    else:
+        print(f"{row.id}: {row.state.value}" + (f", draining ({asked})" if asked else ""))
 
 
 def warn_if_stopped(stack: Stack, store: Store, *, job_id: str | None = None) -> None:

@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-from orchestrator.cli.common import (
-    HomeOption,
-    JobArgument,
-    JsonOption,
-    open_stack,
-    open_store,
-    print_json,
-    warn_if_stopped,
-)
+from orchestrator.cli.common import HomeOption, JobArgument, JsonOption, ask_to_stop
 
 
 def command(job: JobArgument, home: HomeOption = None, json: JsonOption = False) -> None:
     """Take the nodes from a running job: it drains, commits a checkpoint and is queued again."""
     from jobs.budgets import Cause
-    from jobs.states import StopRequested
 
-    store = open_store(home)
-    row = store.get(job)
-    stop = StopRequested(cause=Cause.PREEMPTED, detail="asked for by hand")
-    row = store.request(row.id, stop, action="preempt_requested", detail={"by": "hand"})
-    warn_if_stopped(open_stack(home), store, job_id=row.id)
-    asked = row.job.stop_for.value if row.job.stop_for else None
-    if json:
-        print_json({"job_id": row.id, "state": row.state.value, "stopping_for": asked})
-    else:
-        print(f"{row.id}: {row.state.value}" + (f", draining ({asked})" if asked else ""))
+    ask_to_stop(job, home, cause=Cause.PREEMPTED, as_json=json)

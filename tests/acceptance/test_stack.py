@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster.processes import find_by_environment
-from tests.support.rex import Rex, counting_spec
+from tests.support.rex import SECRET, Rex, counting_spec
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +90,21 @@ def test_logs_are_kept_by_attempt_and_rank(rex: Rex) -> None:
     assert missing.returncode == 2 and "no log of rank 7" in missing.stderr
     followed = rex("logs", "-f", job, timeout_s=30)
     assert followed.returncode == 0 and "final" in followed.stdout
+
+
+def test_secret_named_by_the_job_reaches_the_worker_and_no_file(rex: Rex, tmp_path: Path) -> None:
+    arguments = ("--steps", 40, "--need_env", "REX_TEST_SECRET")
+    without = rex.finish(rex.submit(counting_spec(tmp_path / "a.yaml", *arguments, name="without")))
+    assert without["cause"] == "config" and "REX_TEST_SECRET is not set" in without["detail"]
+    credentials = {"from_env": ["REX_TEST_SECRET"]}
+    named = rex.submit(counting_spec(tmp_path / "b.yaml", *arguments, name="named", credentials=credentials))
+    assert rex.finish(named)["state"] == "succeeded"
+    missing = {"from_env": ["REX_TEST_NOT_THERE"]}
+    refused = rex.finish(rex.submit(counting_spec(tmp_path / "c.yaml", name="missing", credentials=missing)))
+    assert refused["cause"] == "config" and "REX_TEST_NOT_THERE" in refused["detail"]
+    for path in rex.home.path.rglob("*"):
+        if path.is_file():
+            assert SECRET.encode() not in path.read_bytes(), path
 
 
 def test_asking_twice_and_too_late_is_told(rex: Rex) -> None:

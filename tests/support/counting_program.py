@@ -41,6 +41,7 @@ def main() -> int:  # noqa: PLR0915 - one page, read from top to bottom
     parser.add_argument("--fail_attempt", type=int, default=1)
     parser.add_argument("--code", type=int, default=1)
     parser.add_argument("--ignore_term", action="store_true")
+    parser.add_argument("--need_env", default=None, help="fail as badly configured unless this variable is set")
     given = parser.parse_args()
     if os.environ.get("MS_ROLE") == "MS_SCHED":
         return 0
@@ -55,6 +56,8 @@ def main() -> int:  # noqa: PLR0915 - one page, read from top to bottom
         write_report(reports, Report(heartbeat=beat.__dict__, reason=reason), rank)
         return int(code)
 
+    if given.need_env and given.need_env not in os.environ:
+        return end(Exit.CONFIG, f"{given.need_env} is not set")
     step, state, parent, resumed = 0, b"", None, {"manifest": None, "step": 0}
     try:
         if rank == 0:

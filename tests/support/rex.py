@@ -23,6 +23,8 @@ from orchestrator.view import job_view
 REXCTL = str(Path(sys.executable).with_name("rexctl"))
 COUNTING = str(Path(__file__).with_name("counting_program.py"))
 
+SECRET = "s3cr3t-of-the-tests-0b7d"  # in every command's environment; may be nowhere else
+
 
 class Rex:
     """One state directory and the commands on it."""
@@ -36,7 +38,7 @@ class Rex:
 
     @property
     def env(self) -> dict[str, str]:
-        return {**os.environ, "REX_HOME": str(self.home.path), "COLUMNS": "200"}
+        return {**os.environ, "REX_HOME": str(self.home.path), "COLUMNS": "200", "REX_TEST_SECRET": SECRET}
 
     @cached_property
     def store(self) -> Store:
