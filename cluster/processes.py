@@ -55,6 +55,41 @@ def started_at(pid: int) -> int | None:
     return int(stat.rpartition(")")[2].split()[19])
 
 
+def descendants(pid: int) -> dict[int, int]:
+    """All processes below `pid`, and itself: id -> start time, which together name a process for good."""
+    children: dict[int, list[int]] = {}
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            try:
+                stat = Path(entry.path, "stat").read_text()
+            except OSError:
+                continue  # gone meanwhile
+            children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry.name))
+    family, found = [pid], {}
+    while family:
+        member = family.pop()
+        started = started_at(member)
+        if started is not None:
+            found[member] = started
+        family += children.get(member, [])
+    return found
+
+
+def end_family(family: dict[int, int], *, timeout_s: float = 20.0) -> list[int]:
+    """SIGKILL what is left of a family that `descendants` found; returns who is still alive."""
+    deadline = time.monotonic() + timeout_s
+    while left := [pid for pid, started in family.items() if is_alive(pid) and started_at(pid) == started]:
+        if time.monotonic() > deadline:
+            return left
+        for pid in left:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        time.sleep(0.05)
+    return []
+
+
 def end_by_environment(
     name: str, value: str, *, grace_s: float = 0.0, timeout_s: float = 20.0, besides: Iterable[int] = ()
 ) -> list[int]:

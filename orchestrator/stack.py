@@ -19,7 +19,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from cluster.processes import end_by_environment, find_by_environment, is_alive, started_at
+from cluster.processes import (
+    descendants,
+    end_by_environment,
+    end_family,
+    find_by_environment,
+    is_alive,
+    started_at,
+)
 from jobs.errors import StackError
 from orchestrator.settings import Home
 from orchestrator.store import Store
@@ -240,10 +247,15 @@ class Stack:
                 key = f"{ENV_STACK}_{name.upper()}"
                 if find_by_environment(key, self.token):
                     say(f"stopping {'the control plane' if name == 'control' else name}")
-                left = end_by_environment(key, self.token, grace_s=10.0, timeout_s=40.0)
+                # Ray's Python processes write their title over their environment, so their family counts as well.
+                service = self.service(name)
+                family = descendants(service.pid) if service else {}
+                left = end_by_environment(key, self.token, grace_s=10.0, timeout_s=40.0) + end_family(family)
                 if left:
                     raise StackError(f"processes {left} of {name} do not end", hint="look at them with ps")
                 (self.home.run / f"{name}.json").unlink(missing_ok=True)
+            if left := end_by_environment(ENV_STACK, self.token):
+                raise StackError(f"processes {left} do not end", hint="look at them with ps")
             outside = self._ray_folder()
             if outside.parent == Path("/tmp") and outside.exists():
                 import shutil

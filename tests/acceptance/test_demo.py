@@ -45,8 +45,9 @@ def metric_history(view: dict[str, Any], key: str) -> list[dict[str, Any]]:
             return points
 
 
+@pytest.mark.timeout(1300)
 def test_main_job_is_preempted_resumes_and_ends_verified(rex: Rex) -> None:
-    done = rex("demo", "--json", timeout_s=580)
+    done = rex("demo", "--json", timeout_s=1200)
     assert done.returncode == 0, done.stdout + done.stderr
     print(done.stderr)  # the whole story, for whoever reads CI
     views = json.loads(done.stdout)
