@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 import jobs
+from jobs.states import State
 from tests.support.rex import Rex
 
 
@@ -75,13 +76,30 @@ def test_main_job_is_preempted_resumes_and_ends_verified(rex: Rex) -> None:
     assert main["checkpoint"]["sha256"] in manifest.read_text()
 
 
+def recipe(**changes: Any) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(
+        Path(jobs.__file__).with_name("recipes").joinpath("quickstart.yaml").read_text()
+    )
+    found["program"]["args"] += changes.pop("args", [])
+    return {**found, **changes}
+
+
+def test_job_that_starts_from_the_trained_weights_begins_where_they_left_off(rex: Rex, tmp_path: Path) -> None:
+    source = next(row for row in rex.store.jobs() if row.spec.name == "quickstart" and row.state is State.SUCCEEDED)
+    spec = tmp_path / "heir.yaml"
+    heir = recipe(name="heir", init_from={"job": source.id}, args=["--max_steps", "3"])
+    spec.write_text(yaml.safe_dump(heir))
+    ended = rex.finish(rex.submit(spec))
+    assert (ended["state"], ended["attempts"][0]["from_step"], ended["checkpoint"]["step"]) == ("succeeded", 0, 3)
+    first = min(metric_history(ended, "train_loss"), key=lambda point: int(point["step"]))
+    assert first["value"] < 1.0, "2.3, the logarithm of ten classes, is where untrained weights begin"
+
+
 def test_killed_worker_and_flipped_byte_cost_steps_and_nothing_else(rex: Rex, tmp_path: Path) -> None:
     """Real training: rank 1 is killed, and before the second attempt starts the newest checkpoint loses a bit."""
-    recipe = yaml.safe_load(Path(jobs.__file__).with_name("recipes").joinpath("quickstart.yaml").read_text())
-    recipe["program"]["args"] += ["--max_steps", "60", "--ckpt_every_steps", "10"]
-    recipe["retry"] = {"backoff_s": 6}
+    short = recipe(name="short", retry={"backoff_s": 6}, args=["--max_steps", "60", "--ckpt_every_steps", "10"])
     spec = tmp_path / "short.yaml"
-    spec.write_text(yaml.safe_dump(recipe))
+    spec.write_text(yaml.safe_dump(short))
     job = rex.submit(spec)
     status = rex.wait(job, lambda s: (s["checkpoint"] or {"step": 0})["step"] >= 20 and bool(s["ranks"]))
     shown = rex("status", job).stdout
