@@ -38,7 +38,7 @@ PARAM_BATCH = 100
 RETRY_S, MAX_RETRY_S = 1.0, 30.0
 
 
-def connect() -> MlflowClient:
+def connect(uri: str) -> MlflowClient:
     """A client whose every call ends soon: MLflow's own retries would block for minutes when its server is away."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -46,7 +46,7 @@ def connect() -> MlflowClient:
     os.environ.setdefault("DO_NOT_TRACK", "true")
     from mlflow.tracking import MlflowClient  # two seconds to import: never on the training thread's path
 
-    return MlflowClient()
+    return MlflowClient(tracking_uri=uri)
 
 
 @dataclass
@@ -102,12 +102,13 @@ class Tracker:
     ) -> None:
         self._run_id, self._attempt, self._job, self._params, self._on_run = run_id, attempt, job, params, on_run
         self._queue: queue.Queue[tuple[str, Any]] = queue.Queue(MAX_QUEUED)
-        self._idle, self._closing = threading.Event(), threading.Event()
+        self._closing, self._abandoned = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._job_run: JobRun | None = None
         self._child: str | None = None
         self.num_dropped = 0
-        if os.environ.get("MLFLOW_TRACKING_URI"):
+        self._uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+        if self._uri:
             self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
             self._thread.start()
 
@@ -132,6 +133,7 @@ class Tracker:
         self._thread.join(timeout_s)
         done = not self._thread.is_alive()
         if not done:
+            self._abandoned.set()
             log.warning("action=tracking-unflushed left=%d; committed points are replayed later", self._queue.qsize())
         return done
 
@@ -155,7 +157,8 @@ class Tracker:
                     if not warned:
                         log.warning("action=tracking-away cause=%s: %s", type(error).__name__, str(error)[:300])
                     warned = True
-                    time.sleep(min(delay, 0.5) if self._closing.is_set() else delay)
+                    if self._abandoned.wait(min(delay, 0.5) if self._closing.is_set() else delay):
+                        return  # nobody waits for it any more, and the process may live on
                     delay = min(delay * 2, MAX_RETRY_S)
             if warned:
                 log.warning("action=tracking-back")
@@ -174,7 +177,7 @@ class Tracker:
 
     def _handle(self, kind: str, body: Any) -> None:
         if self._job_run is None:
-            self._job_run = self._open_runs(connect())
+            self._job_run = self._open_runs(connect(self._uri))
         client = self._job_run.client
         assert self._child is not None
         if kind == "show":
@@ -227,7 +230,7 @@ def replay(store_uri: str, run_id: str) -> int:
         return 0
     points = committed_points(store, newest)
     try:
-        return JobRun(connect(), run_id).send(points)
+        return JobRun(connect(os.environ["MLFLOW_TRACKING_URI"]), run_id).send(points)
     except RexError:
         raise
     except Exception as error:
@@ -240,6 +243,9 @@ def main(arguments: list[str]) -> int:
     command.add_argument("--store", required=True, help="URI of the job's prefix")
     command.add_argument("--run-id", required=True)
     options = parser.parse_args(arguments)
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        print("replay: MLFLOW_TRACKING_URI is not set; it says where the run is", file=sys.stderr)
+        return Exit.CONFIG
     try:
         number = replay(options.store, options.run_id)
     except (StoreUnavailable, TrackingUnavailable) as error:
