@@ -35,7 +35,7 @@ def main() -> int:
         for line in thinned(lines):
             indented = re.sub(r"^ +", lambda spaces: "\u00a0" * len(spaces.group()), line)
             console.print(Text(indented, style="" if not _PROGRESS.match(line) else "dim"))
-    picture = console.export_svg(title="make demo (progress lines thinned out)")
+    picture = console.export_svg(title="make demo (progress lines thinned out, home shown as ~)")
     target.write_text(_FONT_FACE.sub("", picture))  # it would be fetched from somebody else's server
     return 0
 

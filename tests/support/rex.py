@@ -78,7 +78,9 @@ class Rex:
         """Poll the status until `wanted` holds; the time-out is there for a broken product, not for a slow one."""
         deadline = time.monotonic() + timeout_s
         while not wanted(status := self.status(job)):
-            assert time.monotonic() < deadline, f"waited in vain; last seen: {json.dumps(status, indent=1)}"
+            if time.monotonic() > deadline:
+                log = (self.home.logs / "control.log").read_text(errors="replace")[-4000:]
+                raise AssertionError(f"waited in vain; last seen: {json.dumps(status, indent=1)}; control plane: {log}")
             time.sleep(0.2)
         return status
 
