@@ -46,6 +46,7 @@ def serve(home: Home, stopped: threading.Event) -> int:
     effects = Effects(store, gangs, Tracking(stack.mlflow_uri, store), home)
     loop = Loop(store, gangs, effects)
     gangs.connect()
+    _listen(stopped)  # again: Ray has put its own handler there, which prints stacks and ends the process in mid-round
     while not stopped.wait(_TICK_S):
         if where != (stack.ray_address, stack.mlflow_uri):
             _LOG.warning("action=restart services have moved from %s", where)
@@ -90,6 +91,16 @@ def keep_serving(home: Home, stopped: threading.Event) -> None:
         stopped.wait(wait_s)
 
 
+def _listen(stopped: threading.Event) -> None:
+    """Have SIGTERM and SIGINT ask for the end, instead of being it."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopped.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--home", required=True)
@@ -99,12 +110,7 @@ def main() -> int:
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a call before `connect` must fail, not join some other cluster
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     stopped = threading.Event()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        stopped.set()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    _listen(stopped)
     if given.serve:
         try:
             code = serve(home, stopped)
