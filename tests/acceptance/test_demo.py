@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 import jobs
+from jobs.states import State
 from tests.support.rex import Rex
 
 
@@ -81,6 +82,17 @@ def recipe(**changes: Any) -> dict[str, Any]:
     )
     found["program"]["args"] += changes.pop("args", [])
     return {**found, **changes}
+
+
+def test_job_that_starts_from_the_trained_weights_begins_where_they_left_off(rex: Rex, tmp_path: Path) -> None:
+    source = next(row for row in rex.store.jobs() if row.spec.name == "quickstart" and row.state is State.SUCCEEDED)
+    spec = tmp_path / "heir.yaml"
+    heir = recipe(name="heir", init_from={"job": source.id}, args=["--max_steps", "3"])
+    spec.write_text(yaml.safe_dump(heir))
+    ended = rex.finish(rex.submit(spec))
+    assert (ended["state"], ended["attempts"][0]["from_step"], ended["checkpoint"]["step"]) == ("succeeded", 0, 3)
+    first = min(metric_history(ended, "train_loss"), key=lambda point: int(point["step"]))
+    assert first["value"] < 1.0, "2.3, the logarithm of ten classes, is where untrained weights begin"
 
 
 def test_killed_worker_and_flipped_byte_cost_steps_and_nothing_else(rex: Rex, tmp_path: Path) -> None:
