@@ -1,55 +1,54 @@
-"""A training step of ReXNet 0.9, ours beside the same network with MindSpore's built-in depthwise convolutions.
+"""A training step of ReXNet 0.9 (forward, backward, SGD) beside MindSpore's built-in operators and beside PyTorch.
 
-Graph mode, float32, one process on all CPUs, the quickstart's 24 px images at batch 32. Each pair is the mean of ten
-steps of either, in turn, in one process.
+Each in a process of its own, in turn, on all CPUs that this one may use; float32. PyTorch is measured where it can be
+imported by this interpreter, or by the one that REX_BENCH_TORCH_PYTHON names.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
-import numpy as np
+import os
+import statistics
+import subprocess
+import sys
 
 from benchmarks.pairs import Result, in_turn
+from benchmarks.worker import Worker
 
-_BATCH, _SIZE, _STEPS = 32, 24, 10
+SHAPES = ((16, 224), (32, 64))  # images, pixels
+PEERS = (
+    # name, module, argument, steps in one measurement
+    ("MindSpore's built-in operators, as MindCV uses them", "step_mindspore", "builtin", 1),
+    ("PyTorch, contiguous", "step_torch", "contiguous", 3),
+    ("PyTorch, channels-last", "step_torch", "channels_last", 3),
+)
+OUR_STEPS = 3
+
+
+def torch_python() -> str | None:
+    """An interpreter that has PyTorch, or None."""
+    python = os.environ.get("REX_BENCH_TORCH_PYTHON", sys.executable)
+    done = subprocess.run([python, "-c", "import torch"], capture_output=True, check=False)
+    return python if done.returncode == 0 else None
 
 
 def run() -> list[Result]:
-    ours, builtin = make_step(as_matrix=True), make_step(as_matrix=False)
-    note = f"ReXNet 0.9, {_BATCH} images of {_SIZE} px, with gradient and update"
-    return [Result(name="training step", peer="built-in depthwise", pairs=in_turn(ours, builtin), note=note)]
-
-
-def make_step(*, as_matrix: bool) -> Callable[[], float]:
-    """A function that does ten steps and returns the seconds of one."""
-    import mindspore as ms
-    from mindspore import Tensor
-
-    from rexnet.model import DepthwiseConv3x3, create_model
-    from rexnet.recipe import load_recipe
-    from rexnet.step import TrainStep
-
-    ms.set_context(mode=ms.GRAPH_MODE)
-    recipe = load_recipe("quickstart", {"data_dir": "none"})
-    network = create_model("rexnet_09", num_classes=10, image_size=_SIZE, seed=0)
-    for _, cell in network.cells_and_names():
-        if isinstance(cell, DepthwiseConv3x3):
-            cell.as_matrix = cell.as_matrix and as_matrix
-    step = TrainStep(network, recipe, 1)
-    step.set_train(True)
-    random = np.random.default_rng(0)
-    images = Tensor(random.standard_normal((_BATCH, 3, _SIZE, _SIZE), dtype=np.float32))
-    labels = Tensor(random.integers(0, 10, _BATCH).astype(np.int32))
-    mask = Tensor(np.ones((_BATCH, network.num_features), np.float32))
-    rate, stop = Tensor(0.01, ms.float32), Tensor(0.0, ms.float32)
-
-    def measure() -> float:
-        began = time.perf_counter()
-        for _ in range(_STEPS):
-            loss, _ = step(images, labels, mask, rate, stop)
-            loss.asnumpy()
-        return (time.perf_counter() - began) / _STEPS
-
-    return measure
+    torch = torch_python()
+    if torch is None:
+        print("no PyTorch here: not compared (REX_BENCH_TORCH_PYTHON names an interpreter that has it)", flush=True)
+    found = []
+    for batch, size in SHAPES:
+        shape = (str(batch), str(size))
+        ours_command = [sys.executable, "-m", "benchmarks.step_mindspore", "ours", *shape]
+        with Worker(ours_command, num_steps=OUR_STEPS) as ours:
+            for name, module, argument, num_steps in PEERS:
+                python = torch if module == "step_torch" else sys.executable
+                if python is None:
+                    continue
+                with Worker([python, "-m", f"benchmarks.{module}", argument, *shape], num_steps=num_steps) as peer:
+                    pairs = in_turn(ours.measure, peer.measure)
+                    rates = [batch / statistics.median(seconds) for seconds in zip(*pairs, strict=True)]
+                    note = f"{rates[0]:.1f} and {rates[1]:.1f} images/s, {rates[0] / rates[1]:.1f} times as many"
+                    if module == "step_mindspore":
+                        note += f"; first step after {ours.first_step:.0f} and {peer.first_step:.0f} s"
+                    found.append(Result(name=f"step, {batch} x {size} px", peer=name, pairs=pairs, note=note))
+    return found

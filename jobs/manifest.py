@@ -52,7 +52,8 @@ class Manifest(_Frozen):
     seed: int
     cpus: tuple[int, ...] = ()  # CPUs of rank 0; another number of them voids bit-identity
     code: dict[str, str] = {}  # package version, git commit, dirty
-    versions: dict[str, str] = {}  # python, mindspore, numpy, device
+    versions: dict[str, str] = {}  # python, mindspore, numpy, device, digest of the kernels
+    certificate: str = ""  # the resume certificate after `step` (jobs.certificate); "" if the program keeps none
     metrics: dict[str, float] = {}
     nonce: str = Field(min_length=8)
     created_at: float

@@ -20,6 +20,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from cluster.storage.checkpoints import CheckpointStore
+from jobs import certificate
 from jobs.errors import CorruptCheckpoint, RetryableError, SpecError
 from jobs.manifest import Manifest
 from rexnet.journal import Point, to_lines
@@ -41,27 +42,14 @@ class Snapshot:
     samples: int
     arrays: Arrays
     points: list[Point]  # journal since the parent manifest
+    entries: list[certificate.Entry]  # certificate since the parent manifest
+    certificate: str  # after `step`
     metrics: dict[str, float]
 
 
 def copy_arrays(parameters: Iterable[Parameter]) -> Arrays:
     """Copies by name: `Parameter.asnumpy()` aliases live memory, which the next step changes."""
     return {parameter.name: parameter.asnumpy().copy() for parameter in parameters}
-
-
-def set_arrays(parameters: Iterable[Parameter], arrays: Arrays, source: str) -> None:
-    """Set every parameter from the array of its name. SpecError if one is missing or of another shape."""
-    import mindspore as ms
-
-    for parameter in parameters:
-        array = arrays.get(parameter.name)
-        if array is None or array.shape != tuple(parameter.shape):
-            seen = "is missing" if array is None else f"has shape {array.shape}"
-            raise SpecError(
-                f"{source}: {parameter.name} {seen}, the model wants {tuple(parameter.shape)}",
-                hint="the recipe's model and num_classes must be those of the checkpoint",
-            )
-        parameter.set_data(ms.Tensor(array))
 
 
 def read_arrays(body: bytes, source: str) -> Arrays:
@@ -144,13 +132,16 @@ class CheckpointWriter:
             state, metrics = Path(folder) / STATE, Path(folder) / METRICS
             state.write_bytes(save_tensors(snapshot.arrays))
             metrics.write_bytes(to_lines(snapshot.points))
+            trail = Path(folder) / certificate.FILE
+            trail.write_bytes(certificate.to_lines(snapshot.entries))
             manifest = self._store.commit(
                 attempt=self._attempt,
                 step=snapshot.step,
                 epoch=snapshot.epoch,
                 samples=snapshot.samples,
                 parent=self._parent,
-                files={STATE: state, METRICS: metrics},
+                files={STATE: state, METRICS: metrics, certificate.FILE: trail},
+                certificate=snapshot.certificate,
                 metrics=snapshot.metrics,
                 **self._constants,
             )

@@ -1,37 +1,150 @@
-"""Exact counts over a validation split, shared out over the ranks."""
+"""Exact counts over a validation split, shared out over the ranks.
+
+The graph gives what one sample gives: top-1 hit, top-5 hit, loss. Sums are the host's, in integers, a loss in units
+of 2**-24; so no order of adding them matters, and any number of ranks gets the same bits from the same losses.
+"""
 
 from __future__ import annotations
 
-import numpy as np
-from mindspore import Tensor
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from rexnet.data.augment import normalise
-from rexnet.data.folder import ImageFolder
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from rexnet.data.batches import EvalBatches
 from rexnet.model import ReXNet
-from rexnet.step import EvalStep
+from rexnet.step import SumOverRanks
 from rexnet.world import World
+
+LOSS_UNIT = 2.0**-24  # 6e-8: finer than float32 knows a loss above 1
+LARGEST_LOSS = 2.0**16  # beyond it a loss counts as infinite
+LIMB_BITS, NUM_LIMBS = 12, 5  # float32 adds integers below 2**24 exactly: 4,096 ranks of limbs below 2**12
+SAMPLES, TOP1, TOP5, LOSS, INFINITE = range(5)  # columns of a table of counts
+
+Table = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassResult:
+    """One class: `top1` a share of its samples, `loss` their mean cross entropy; both None without samples."""
+
+    name: str
+    num_samples: int
+    top1: float | None
+    loss: float | None
+
+
+class Counts:
+    """What was counted per class, over all ranks; `table` (num_classes, 5) int64, see the columns above."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+
+    @property
+    def num_samples(self) -> int:
+        return int(self.table[:, SAMPLES].sum())
+
+    def metrics(self) -> dict[str, float]:
+        """{"top1", "top5", "loss"}: shares of all samples, and the mean cross entropy, without label smoothing."""
+        total = self.table.sum(0)
+        return {
+            "top1": float(total[TOP1] / total[SAMPLES]),
+            "top5": float(total[TOP5] / total[SAMPLES]),
+            "loss": _mean_loss(total),
+        }
+
+    def classes(self, names: list[str]) -> list[ClassResult]:
+        """One result for each class, in order."""
+        return [
+            ClassResult(
+                name=name,
+                num_samples=int(row[SAMPLES]),
+                top1=float(row[TOP1] / row[SAMPLES]) if row[SAMPLES] else None,
+                loss=_mean_loss(row) if row[SAMPLES] else None,
+            )
+            for name, row in zip(names, self.table, strict=True)
+        ]
+
+
+class SampleResults(nn.Cell):  # type: ignore[misc]
+    """images (n, 3, h, w) float32, labels (n,) int32 -> (n, 3) float32: top-1 hit, top-5 hit, cross entropy."""
+
+    def __init__(self, network: ReXNet, num_classes: int) -> None:
+        super().__init__(auto_prefix=False)
+        self.network = network
+        self.num_best = min(5, num_classes)
+        self.criterion = nn.CrossEntropyLoss(reduction="none")
+
+    def construct(self, images: Tensor, labels: Tensor) -> Tensor:
+        logits = self.network(images).astype(ms.float32)
+        _, best = ops.topk(logits, self.num_best)
+        hits = (best == labels.reshape((-1, 1))).astype(ms.float32)
+        return ops.stack((hits[:, 0], hits.sum(1), self.criterion(logits, labels)), 1)
 
 
 class Evaluator:
-    """Top-1, top-5 and mean loss of the network over a data set; every sample counts once, on any number of ranks."""
+    """Counts of the network over this rank's batches and everybody else's; every readable sample counts once."""
 
-    def __init__(self, network: ReXNet, data: ImageFolder, world: World, batch_size: int) -> None:
-        self._cell = EvalStep(network, len(data.classes), world.size)
-        self._data, self._world, self._batch_size = data, world, batch_size
+    def __init__(self, network: ReXNet, batches: EvalBatches, world: World, classes: Sequence[str]) -> None:
+        self._cell = SampleResults(network, len(classes))
+        self._batches, self._num_classes = batches, len(classes)
+        self._sum = SumOverRanks() if world.size > 1 else None
 
     def run(self) -> dict[str, float]:
         """{"top1", "top5", "loss"}, equal on all ranks. Afterwards the network is to be set to training again."""
+        return self.count().metrics()
+
+    def count(self) -> Counts:
+        """The table of counts, equal on all ranks. Afterwards the network is to be set to training again."""
         self._cell.set_train(False)
-        size, rank = self._batch_size, self._world.rank
-        totals = np.zeros(4)
-        for start in range(0, len(self._data), size * self._world.size):
-            first = start + rank * size
-            samples = [sample for sample in range(first, first + size) if sample < len(self._data)]
-            images = np.zeros((size, *self._data.image(0).shape), np.uint8)
-            labels, weight = np.zeros(size, np.int32), np.zeros(size, np.float32)
-            for i, sample in enumerate(samples):
-                images[i], labels[i], weight[i] = self._data.image(sample), self._data.labels[sample], 1
-            counts = self._cell(Tensor(normalise(images)), Tensor(labels), Tensor(weight))
-            totals += counts.asnumpy().astype(np.float64)
-        top1, top5, loss, number = totals
-        return {"top1": float(top1 / number), "top5": float(top5 / number), "loss": float(loss / number)}
+        table = np.zeros((self._num_classes, 5), np.int64)
+        for images, labels, weight in self._batches:
+            present = weight > 0
+            if present.any():  # a rank without samples in the last batch computes nothing: no other waits in the graph
+                results = self._cell(Tensor(images), Tensor(labels)).asnumpy()
+                add_results(table, labels[present], results[present])
+        return Counts(self._over_ranks(table))
+
+    def _over_ranks(self, table: Table) -> Table:
+        if self._sum is None:
+            return table
+        return from_limbs(self._sum(Tensor(to_limbs(table))).asnumpy())
+
+
+def add_results(table: Table, labels: np.ndarray[Any, Any], results: np.ndarray[Any, Any]) -> None:
+    """Add samples with these labels (n,) and `SampleResults` (n, 3) to the table."""
+    losses = results[:, 2].astype(np.float64)
+    finite = losses <= LARGEST_LOSS  # False for NaN as well
+    for column, values in (
+        (SAMPLES, np.ones(len(labels), np.int64)),
+        (TOP1, results[:, 0].astype(np.int64)),
+        (TOP5, results[:, 1].astype(np.int64)),
+        (LOSS, np.rint(np.where(finite, losses, 0) / LOSS_UNIT).astype(np.int64)),
+        (INFINITE, (~finite).astype(np.int64)),
+    ):
+        np.add.at(table[:, column], labels, values)
+
+
+def to_limbs(table: Table) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The table's numbers, from 0 to 2**60 - 1, as float32 digits to base 2**12: devices add floats only."""
+    digits = np.zeros((NUM_LIMBS, *table.shape), np.float32)
+    for i in range(NUM_LIMBS):
+        digits[i] = (table >> (LIMB_BITS * i)) & (2**LIMB_BITS - 1)
+    return digits
+
+
+def from_limbs(digits: np.ndarray[Any, Any]) -> Table:
+    """The table that a sum of up to 4,096 `to_limbs` stands for."""
+    table = np.zeros(digits.shape[1:], np.int64)
+    for i in range(NUM_LIMBS):
+        table += np.rint(digits[i]).astype(np.int64) << (LIMB_BITS * i)
+    return table
+
+
+def _mean_loss(row: np.ndarray[Any, Any]) -> float:
+    if row[INFINITE]:
+        return float("nan")
+    return float(row[LOSS] * LOSS_UNIT / row[SAMPLES])

@@ -1,10 +1,11 @@
 """ReXNet (Han et al., "Rethinking Channel Dimensions for Efficient Model Design", arXiv 2007.00992) for MindSpore.
 
 Parameter names and shapes are those of MindCV's `rexnet_09 .. rexnet_20`, so weights pass both ways. What differs is
-how the same function is computed: on CPU MindSpore's depthwise convolution and its slice assignment dominate a step
-(docs: facts), so the former is a matrix product per channel on small maps and the latter a concatenation.
+how the same function is computed: on CPU each bottleneck is one operator of `rexnet.kernels`. Where those do not serve
+(Ascend, no compiler) MindSpore's built-in ones do, which stand below as cells; on a CPU without compiler the depthwise
+convolution is then a matrix product per channel on small maps, and the shortcut a concatenation.
 
-Dropout is no layer here: its mask enters `construct` as an input drawn on the host (`rexnet.data.augment`), because
+Dropout and drop path are no layers here: their masks enter `construct` as inputs drawn on the host, because
 `nn.Dropout` restarts its sequence with each process, and a resumed run would drop other units than an untouched one.
 """
 
@@ -13,13 +14,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from jobs.errors import SpecError
+from rexnet import kernels
+from rexnet.kernels.ops import bottleneck, first_block, head
 from rexnet.recipe import MODELS
 
 STAGE_LAYERS = (1, 2, 2, 3, 3, 5)
@@ -58,6 +62,12 @@ def tap_matrix(size: int, stride: int) -> np.ndarray[Any, Any]:
     return taps.reshape(9, size**2 * rows**2)
 
 
+def hold(cell: nn.Cell, **parameters: list[Parameter]) -> None:
+    """Give the cell other cells' parameters to compute with; by plain assignment they would become its own."""
+    for name, values in parameters.items():
+        object.__setattr__(cell, name, ParameterTuple(values))
+
+
 class DepthwiseConv3x3(nn.Cell):  # type: ignore[misc]
     """Depthwise 3x3 convolution with padding 1, weight (c, 1, 3, 3), for square maps of `size` pixels.
 
@@ -70,7 +80,7 @@ class DepthwiseConv3x3(nn.Cell):  # type: ignore[misc]
         super().__init__()
         self.weight = Parameter(ops.zeros((channels, 1, 3, 3)), name="weight")
         self.channels, self.size, self.rows = channels, size, (size - 1) // stride + 1
-        self.as_matrix = size <= LARGEST_MATRIX_MAP
+        self.as_matrix = size <= LARGEST_MATRIX_MAP and ms.get_context("device_target") == "CPU"
         self.taps = ms.Tensor(tap_matrix(size, stride)) if self.as_matrix else None
         self.conv = ops.Conv2D(channels, 3, pad_mode="pad", pad=1, stride=stride, group=channels)
 
@@ -101,16 +111,18 @@ class ConvNorm(nn.Cell):  # type: ignore[misc]
     def construct(self, x: Tensor) -> Tensor:
         return self.features(x)
 
+    def kernel_inputs(self) -> list[Parameter]:
+        """The parameters in the order of `rexnet.kernels.ops`."""
+        conv, norm = self.features[0], self.features[1]
+        return [conv.weight, norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance]
 
-class DepthwiseNorm(nn.Cell):  # type: ignore[misc]
+
+class DepthwiseNorm(ConvNorm):
     """Depthwise convolution and batch norm under MindCV's names."""
 
     def __init__(self, channels: int, stride: int, size: int) -> None:
-        super().__init__()
+        nn.Cell.__init__(self)
         self.features = nn.SequentialCell([DepthwiseConv3x3(channels, stride, size), nn.BatchNorm2d(channels)])
-
-    def construct(self, x: Tensor) -> Tensor:
-        return self.features(x)
 
 
 class SqueezeExcite(nn.Cell):  # type: ignore[misc]
@@ -127,14 +139,22 @@ class SqueezeExcite(nn.Cell):  # type: ignore[misc]
         gate = self.conv_reduce(x.mean((2, 3), True))
         return x * ops.sigmoid(self.conv_expand(ops.relu(self.bn(gate))))
 
+    def kernel_inputs(self) -> list[Parameter]:
+        """The parameters in the order of `rexnet.kernels.ops`."""
+        norm = [self.bn.gamma, self.bn.beta, self.bn.moving_mean, self.bn.moving_variance]
+        reduce, expand = self.conv_reduce, self.conv_expand
+        return [reduce.weight, reduce.bias, *norm, expand.weight, expand.bias]
+
 
 class LinearBottleneck(nn.Cell):  # type: ignore[misc]
     """Expand, depthwise, gate, project; the shortcut is added to the first `in_channels` of the output alone."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, expansion: int, *, stride: int, gate: bool, size: int
+        self, in_channels: int, out_channels: int, expansion: int, *, stride: int, gate: bool, size: int, path: int
     ) -> None:
         super().__init__()
+        self.path = path  # the block's column of `paths`, or -1: never dropped
+        self.stride, self.gated, self.fused = stride, gate, False
         self.shortcut = stride == 1 and in_channels <= out_channels
         self.in_channels, self.grows = in_channels, out_channels > in_channels
         channels = in_channels * expansion
@@ -143,43 +163,103 @@ class LinearBottleneck(nn.Cell):  # type: ignore[misc]
         self.se = SqueezeExcite(channels) if gate else nn.Identity()
         self.conv_pwl = ConvNorm(channels, out_channels)
 
-    def construct(self, x: Tensor) -> Tensor:
+    def fuse(self, library: Path) -> None:
+        """From now on the block is one operator, on panel tensors."""
+        convs = [p for cell in (self.conv_exp, self.conv_dw, self.conv_pwl) for p in cell.kernel_inputs()]
+        hold(self, kernel_inputs=convs + (self.se.kernel_inputs() if self.gated else []))
+        self.train_kernel = bottleneck(library, stride=self.stride, gated=self.gated, training=True)
+        self.eval_kernel = bottleneck(library, stride=self.stride, gated=self.gated, training=False)
+        self.fused = True
+
+    def construct(self, x: Tensor, paths: Tensor | None) -> Tensor:
+        if self.fused:
+            scale = ops.ones((x.shape[1],), ms.float32)
+            if paths is not None and self.path >= 0:
+                scale = paths[:, self.path]
+            if self.training:
+                return self.train_kernel(x, scale, *self.kernel_inputs)[0]
+            return self.eval_kernel(x, scale, *self.kernel_inputs)
         out = self.conv_pwl(ops.relu6(self.se(self.conv_dw(self.conv_exp(x)))))
         if not self.shortcut:
             return out
+        if paths is not None and self.path >= 0:
+            out = out * paths[:, self.path].reshape((-1, 1, 1, 1))
         if not self.grows:
             return out + x
         return ops.concat((out[:, : self.in_channels] + x, out[:, self.in_channels :]), 1)
 
 
 class ReXNet(nn.Cell):  # type: ignore[misc]
-    """ReXNet of the given width: images (n, 3, image_size, image_size) float32 -> logits (n, num_classes)."""
+    """ReXNet of the given width: images (n, 3, image_size, image_size) float32 -> logits (n, num_classes).
 
-    def __init__(self, width: float, num_classes: int, image_size: int) -> None:
+    `path_rates` are the rates at which the blocks that can be dropped are (stochastic depth, arXiv 1603.09382): block
+    i of 16 at drop_path_rate * i / 15 where that is above 0 and the block has a shortcut.
+    """
+
+    def __init__(self, width: float, num_classes: int, image_size: int, drop_path_rate: float = 0.0) -> None:
         super().__init__()
         channels = block_channels(width)
         strides = [s if i == 0 else 1 for n, s in zip(STAGE_LAYERS, STAGE_STRIDES, strict=True) for i in range(n)]
         gates = [se for n, se in zip(STAGE_LAYERS, STAGE_SE, strict=True) for _ in range(n)]
         blocks: list[nn.Cell] = []
+        rates: list[float] = []
         size = (image_size - 1) // 2 + 1
         for i, (before, after) in enumerate(channels):
+            rate = drop_path_rate * i / (len(channels) - 1)
+            droppable = rate > 0 and strides[i] == 1 and before <= after
             blocks.append(
-                LinearBottleneck(before, after, 1 if i == 0 else 6, stride=strides[i], gate=gates[i], size=size)
-            )
+                LinearBottleneck(
+                    before, after, 1 if i == 0 else 6, stride=strides[i], gate=gates[i], size=size,
+                    path=len(rates) if droppable else -1,
+                )
+            )  # fmt: skip
+            rates += [rate] if droppable else []
             size = (size - 1) // strides[i] + 1
+        self.path_rates, self.num_blocks = tuple(rates), len(blocks)
         self.num_features = int(LAST_CHANNELS * width)
         self.stem = ConvNorm(3, channels[0][0], kernel=3, stride=2, act=True)
         self.features = nn.SequentialCell([*blocks, ConvNorm(channels[-1][1], self.num_features, act=True)])
         # Index 0 is MindCV's dropout, which has no parameters: it keeps the classifier's name `cls.1`.
-        head = nn.Dense(self.num_features, num_classes, weight_init="zeros", bias_init="zeros")
-        self.cls = nn.SequentialCell([nn.Identity(), head])
+        classifier = nn.Dense(self.num_features, num_classes, weight_init="zeros", bias_init="zeros")
+        self.cls = nn.SequentialCell([nn.Identity(), classifier])
+        library = kernels.library() if ms.get_context("device_target") == "CPU" else None
+        self.fused = library is not None
+        if library is not None:
+            self._fuse(library)
 
-    def construct(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """`mask` (n, num_features) holds 0 or 1 / (1 - drop_rate), or is None: nothing is dropped."""
-        pooled = self.features(self.stem(x)).mean((2, 3))
+    def _fuse(self, library: Path) -> None:
+        """Stem with first block, each further block, and last convolution with pooling become one operator each."""
+        for i in range(1, self.num_blocks):
+            self.features[i].fuse(library)
+        first = self.features[0]
+        cells = (self.stem, first.conv_dw, first.conv_pwl)
+        hold(self, first_inputs=[p for cell in cells for p in cell.kernel_inputs()])
+        self.first_train, self.first_eval = (first_block(library, training=training) for training in (True, False))
+        hold(self, head_inputs=self.features[-1].kernel_inputs())
+        self.head_train, self.head_eval = (head(library, training=training) for training in (True, False))
+
+    def construct(self, x: Tensor, mask: Tensor | None = None, paths: Tensor | None = None) -> Tensor:
+        """`mask` (n, num_features) holds 0 or 1 / (1 - drop_rate), or is None: nothing is dropped.
+
+        `paths` (n, len(path_rates)) float32 holds for each sample and droppable block 0 or 1 / (1 - its rate), or is
+        None: no block is dropped.
+        """
+        pooled = self._fused_features(x, paths) if self.fused else self._features(x, paths)
         if mask is not None:
             pooled = pooled * mask
         return self.cls(pooled)
+
+    def _features(self, x: Tensor, paths: Tensor | None) -> Tensor:
+        x = self.stem(x)
+        for i in range(self.num_blocks):  # a slice of the SequentialCell would rename its parameters
+            x = self.features[i](x, paths)
+        return self.features[-1](x).mean((2, 3))
+
+    def _fused_features(self, x: Tensor, paths: Tensor | None) -> Tensor:
+        x = self.first_train(x, *self.first_inputs)[0] if self.training else self.first_eval(x, *self.first_inputs)
+        for i in range(1, self.num_blocks):
+            x = self.features[i](x, paths)
+        return self.head_train(x, *self.head_inputs)[0] if self.training else self.head_eval(x, *self.head_inputs)
 
 
 def initial_value(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray[Any, Any]:
@@ -197,11 +277,11 @@ def initial_value(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray[An
     return generator.uniform(-bound, bound, shape).astype(np.float32)
 
 
-def create_model(name: str, *, num_classes: int, image_size: int, seed: int) -> ReXNet:
+def create_model(name: str, *, num_classes: int, image_size: int, seed: int, drop_path_rate: float = 0.0) -> ReXNet:
     """The model of that MindCV name with its first values. SpecError if there is none."""
     if name not in MODELS:
         raise SpecError(f"model: no model {name!r}", hint=f"there are {', '.join(MODELS)}")
-    network = ReXNet(MODELS[name], num_classes, image_size)
+    network = ReXNet(MODELS[name], num_classes, image_size, drop_path_rate)
     for parameter in network.get_parameters():
         parameter.set_data(ms.Tensor(initial_value(parameter.name, tuple(parameter.shape), seed)))
     return network

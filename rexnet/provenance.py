@@ -8,10 +8,10 @@ from importlib import metadata
 from pathlib import Path
 
 
-def library_versions() -> dict[str, str]:
+def library_versions(device: str) -> dict[str, str]:
     """Versions that may change a result's bits, and the kind of device."""
     names = ("mindspore", "numpy")
-    return {"python": platform.python_version(), "device": "CPU", **{name: metadata.version(name) for name in names}}
+    return {"python": platform.python_version(), "device": device, **{name: metadata.version(name) for name in names}}
 
 
 def code_version() -> dict[str, str]:

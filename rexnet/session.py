@@ -7,41 +7,38 @@ from __future__ import annotations
 
 import logging
 import os
+import struct
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
 from cluster.storage import open_store
-from cluster.storage.checkpoints import CheckpointStore, Start
-from jobs.contract import ENV_ATTEMPT, ENV_INIT_FROM, ENV_JOB, ENV_MLFLOW_RUN, ENV_MUST_RESUME, ENV_STORE, Phase
-from jobs.errors import CorruptCheckpoint
+from cluster.storage.checkpoints import CheckpointStore
+from jobs.contract import ENV_JOB, ENV_MLFLOW_RUN, ENV_STORE, Phase
 from jobs.manifest import Manifest
-from rexnet.checkpoint import (
-    STATE,
-    CheckpointWriter,
-    Snapshot,
-    copy_arrays,
-    parse_init_from,
-    read_arrays,
-    set_arrays,
-)
-from rexnet.data.augment import augment, dropout_mask, normalise
+from rexnet import kernels, resume
+from rexnet.checkpoint import Arrays, CheckpointWriter, Snapshot, copy_arrays
+from rexnet.data.batches import Batch, EvalBatches, TrainBatches
 from rexnet.data.folder import ImageFolder
+from rexnet.data.masks import dropout_mask, path_mask
 from rexnet.data.order import SampleOrder
+from rexnet.device import Ranks, mix_precision, start_device
 from rexnet.evaluate import Evaluator
+from rexnet.graphs import GraphCache
 from rexnet.journal import Journal, Point
+from rexnet.keep import WeightsKeeper
 from rexnet.model import create_model
 from rexnet.provenance import code_version, library_versions
 from rexnet.pulse import Pulse
 from rexnet.recipe import Recipe, learning_rate
-from rexnet.step import ShareStatistics, SumOverRanks, TrainStep
+from rexnet.step import ShareStatistics, TrainStep, average_decay
 from rexnet.tracking import Tracker
-from rexnet.world import GraphCache, StopRequest, World
+from rexnet.trail import Trail
+from rexnet.world import StopRequest, World
 
 log = logging.getLogger("rexnet.train")
 
@@ -51,45 +48,64 @@ class Session:
 
     def __init__(self, recipe: Recipe, world: World, stop: StopRequest, pulse: Pulse, graphs: GraphCache) -> None:
         self.recipe, self.world, self.stop, self.pulse, self.graphs = recipe, world, stop, pulse, graphs
-        size = recipe.image_resize
-        kind: dict[str, Any] = {
-            "num_classes": recipe.num_classes, "size": size, "interpolation": recipe.interpolation
-        }  # fmt: skip
-        self.train_set = ImageFolder(recipe.data_dir, "train", **kind)
-        val_set = ImageFolder(recipe.data_dir, "val", **kind)
+        self.accumulation = recipe.accumulation(world.size)
+        train_set = ImageFolder(recipe.data_dir, recipe.train_split, num_classes=recipe.num_classes)
+        val_set = ImageFolder(recipe.data_dir, recipe.val_split, num_classes=recipe.num_classes)
         self.order = SampleOrder(
-            seed=recipe.seed, num_samples=len(self.train_set), global_batch=recipe.batch_size * world.size
+            seed=recipe.seed,
+            num_samples=min(len(train_set), recipe.num_samples or len(train_set)),
+            global_batch=recipe.batch_size * world.size * self.accumulation,
+            shuffle=recipe.shuffle,
         )
         planned = recipe.epoch_size * self.order.steps_per_epoch
         self.total_steps = min(planned, recipe.max_steps) if recipe.max_steps else planned
         pulse.update(total_steps=self.total_steps)
-        start_device(world)
+        device = start_device(world)
         stop.install()
         self.network = create_model(
-            recipe.model, num_classes=recipe.num_classes, image_size=recipe.image_resize, seed=recipe.seed
-        )
-        self.train_cell = TrainStep(self.network, recipe, world.size)
-        self.state = [*self.network.get_parameters(), *self.train_cell.velocity]
-        self.sum_over_ranks = SumOverRanks() if world.size > 1 else None
+            recipe.model, num_classes=recipe.num_classes, image_size=recipe.image_resize, seed=recipe.seed,
+            drop_path_rate=recipe.drop_path_rate,
+        )  # fmt: skip
+        note = mix_precision(self.network, recipe, device)
+        self.ranks = Ranks(world)
+        served = {"kernels": kernels.digest(), "instruction_set": kernels.instruction_set()}
+        self.versions = library_versions(device) | served
+        self.ranks.agree("the digest of the kernels", self.versions["kernels"])
+        self.train = TrainStep(self.network, recipe, world.size, self.accumulation)
+        self.parameters = list(self.network.get_parameters())
         self.share_statistics = ShareStatistics(self.network, world.rank) if world.size > 1 else None
-        self.evaluator = Evaluator(self.network, val_set, world, recipe.batch_size)
+        self.batches = TrainBatches(
+            recipe, train_set, self.order, rank=world.rank, world_size=world.size, accumulation=self.accumulation,
+            num_steps=self.total_steps,
+        )  # fmt: skip
+        val_batches = EvalBatches(recipe, val_set, batch_size=recipe.batch_size, rank=world.rank, world_size=world.size)
+        self.evaluator = Evaluator(self.network, val_batches, world, val_set.classes)
         self.metrics: dict[str, float] = {}
+        self.trail = Trail()
         self.compiled = False
+        if world.is_first:
+            self._say_settings(device, note)
 
     def __enter__(self) -> Session:
         self.pulse.enter(Phase.RESUMING)
-        self.start = self._start_attempt()
+        uri = os.environ.get(ENV_STORE) or self.recipe.ckpt_store or f"file://{Path.cwd() / 'checkpoints'}"
+        self.store_uri, self.job = uri, os.environ.get(ENV_JOB, "bare")
+        self.store = CheckpointStore(open_store(uri), self.job)
+        self.start = resume.start_attempt(self.store, self.world, self.ranks)
         self.step = self._restore(self.start.manifest)
         self.journal = Journal(Path(f"journal-{self.start.attempt:06d}-rank{self.world.rank}.jsonl"))
         self.tracker: Tracker | None = None
         self.writer: CheckpointWriter | None = None
+        self.keeper: WeightsKeeper | None = None
         if self.world.is_first:
             self.tracker, self.writer = self._open_outputs()
+            self.keeper = WeightsKeeper(self.recipe, self.recipe.ckpt_save_dir)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.batches.close()
         if self.tracker is not None and error is not None:
             self.tracker.close("FAILED", timeout_s=1.0)
         self.journal.close()
@@ -102,30 +118,15 @@ class Session:
         if not self.compiled:
             self.pulse.enter(Phase.COMPILING)
         began = time.monotonic()
-        positions, samples = self.order.share(step, self.world.rank, self.world.size)
-        epoch = step // self.order.steps_per_epoch
-        images = [
-            augment(
-                self.train_set.image(int(sample)), seed=recipe.seed, epoch=epoch, sample=int(sample),
-                shift_pixels=recipe.shift_pixels, hflip=recipe.hflip,
-            )
-            for sample in samples
-        ]  # fmt: skip
-        mask = dropout_mask(
-            seed=recipe.seed, step=step, positions=positions, num_features=self.network.num_features,
-            rate=recipe.drop_rate,
-        )  # fmt: skip
-        self.lr = learning_rate(recipe, step, self.order.steps_per_epoch)
-        self.train_cell.set_train(True)
-        loss, stop = self.train_cell(
-            Tensor(normalise(np.stack(images))),
-            Tensor(self.train_set.labels[samples]),
-            Tensor(mask),
-            Tensor(self.lr, ms.float32),
-            Tensor(float(bool(self.stop)), ms.float32),
-        )
+        micro_batches = self.batches.batch(step)
+        self.lr = learning_rate(recipe, step, self.order.steps_per_epoch) * recipe.lr_factor(self.world.size)
+        lam = micro_batches[0].lam
+        control = (self.lr, float(bool(self.stop)), lam, average_decay(recipe.ema_decay, step))
+        inputs = [self._inputs(batch) for batch in micro_batches]
+        loss, stop = self.train(inputs, Tensor(np.array(control, np.float32)))
         mean_loss, num_stop = float(loss.asnumpy()), float(stop.asnumpy())
         self.step += 1
+        self._certify(mean_loss, lam)
         self.images_per_s = self.order.global_batch / (time.monotonic() - began)
         if not self.compiled:
             self.compiled = True
@@ -134,32 +135,38 @@ class Session:
 
     def record(self, loss: float) -> None:
         """Note the step's values: heartbeat, journal, live view."""
+        epoch = self.order.epoch(self.step)
         self.pulse.update(
-            step=self.step, epoch=self.step // self.order.steps_per_epoch, loss=loss, images_per_s=self.images_per_s,
-            stop_seen_at=self.stop.seen_at,
-        )  # fmt: skip
+            step=self.step, epoch=epoch, loss=loss, images_per_s=self.images_per_s, stop_seen_at=self.stop.seen_at
+        )
         self._note({"train_loss": loss, "lr": self.lr, "images_per_s": self.images_per_s})
+        if self.world.is_first and self.step % self.recipe.log_interval == 0:
+            log.info("action=trained step=%d epoch=%d loss=%.4f lr=%.6f images_per_s=%.1f",
+                     self.step, epoch, loss, self.lr, self.images_per_s)  # fmt: skip
 
     @property
     def validation_is_due(self) -> bool:
         epoch, rest = divmod(self.step, self.order.steps_per_epoch)
-        return self.step == self.total_steps or (rest == 0 and epoch % self.recipe.val_interval == 0)
+        due = self.recipe.val_while_train and rest == 0 and epoch % self.recipe.val_interval == 0
+        return self.step == self.total_steps or due
 
     def validate(self) -> None:
         """Count over the whole validation split, with rank 0's batch-norm statistics on all ranks."""
         self.pulse.enter(Phase.VALIDATING)
-        if self.share_statistics is not None:
-            self.share_statistics()
-        self.metrics = self.evaluator.run()
+        with Averaged(self.network, self.train):
+            if self.share_statistics is not None:
+                self.share_statistics()
+            self.metrics = self.evaluator.run()
         self.graphs.publish()
         self.pulse.enter(Phase.TRAINING, metrics=self.metrics)
         self._note({f"val_{key}": value for key, value in self.metrics.items()})
+        epoch = self.order.epoch(self.step)
         if self.world.is_first:
             shown = " ".join(f"{key}={value:.4f}" for key, value in self.metrics.items())
-            log.info(
-                "action=validated step=%d epoch=%d images_per_s=%.1f loss=%.4f %s", self.step, self.pulse.now.epoch,
-                self.images_per_s, self.pulse.now.loss or 0.0, shown,
-            )  # fmt: skip
+            log.info("action=validated step=%d epoch=%d images_per_s=%.1f loss=%.4f %s",
+                     self.step, epoch, self.images_per_s, self.pulse.now.loss or 0.0, shown)  # fmt: skip
+        if self.keeper is not None and self.recipe.ckpt_save_policy:
+            self.keeper.add(self._arrays(), epoch, self.step, self.metrics["top1"])
 
     @property
     def checkpoint_is_due(self) -> bool:
@@ -187,20 +194,17 @@ class Session:
 
     # -- set-up
 
-    def _start_attempt(self) -> Start:
-        """Rank 0 pins the attempt; the others read the pin. The number travels in a sum, which is the barrier too."""
-        uri = os.environ.get(ENV_STORE) or self.recipe.ckpt_store or f"file://{Path.cwd() / 'checkpoints'}"
-        self.store_uri, self.job = uri, os.environ.get(ENV_JOB, "bare")
-        self.store = CheckpointStore(open_store(uri), self.job)
-        number = 0
-        if self.world.is_first:
-            asked = os.environ.get(ENV_ATTEMPT)
-            start = self.store.start_attempt(
-                int(asked) if asked else None, must_resume=os.environ.get(ENV_MUST_RESUME) or None
-            )
-            number = start.attempt
-        number = self._sum(number)
-        return start if self.world.is_first else self.store.pinned(number)
+    def _say_settings(self, device: str, note: str) -> None:
+        order, recipe = self.order, self.recipe
+        log.info("action=started model=%s device=%s ranks=%d batch_size=%d accumulation=%d global_batch=%d "
+                 "steps=%d kernels=%s", recipe.model, device, self.world.size, recipe.batch_size, self.accumulation,
+                 order.global_batch, self.total_steps, self.versions["kernels"][:12])  # fmt: skip
+        if note:
+            log.warning("action=amp-not-applied cause=%s", note)
+        factor = recipe.lr_factor(self.world.size)
+        if factor != 1:
+            log.info("action=lr-scaled factor=%g: a step has %d samples, lr is meant for %d",
+                     factor, order.global_batch, recipe.global_batch)  # fmt: skip
 
     def _restore(self, manifest: Manifest | None) -> int:
         """Load what the attempt starts from; returns the step it stands at."""
@@ -208,15 +212,16 @@ class Session:
         for item in quarantined if self.world.is_first else []:
             log.warning("action=checkpoint-quarantined manifest=%s cause=%s", item["manifest"], item["reason"])
         if manifest is None:
-            init_from = os.environ.get(ENV_INIT_FROM)
-            if init_from:
-                self._init_from(init_from)
+            resume.take_weights(self.network, self.recipe)
+            self.train.start_average()
             self.pulse.update(at_once=True, resumed={"manifest": None, "step": 0}, quarantined=quarantined)
             return 0
-        set_arrays(self.state, read_arrays(self.store.read(manifest, STATE), manifest.name), manifest.name)
+        resume.restore(self.store, manifest, self.parameters, self.train, self.order.global_batch)
         self.metrics = dict(manifest.metrics)
-        self._say_differences(manifest)
+        self.trail = Trail(manifest.certificate)
         if self.world.is_first:
+            for difference in resume.differences(manifest, self.world, self.recipe, self.versions):
+                log.warning("action=resume-differs cause=%s: not bit-identical", difference)
             log.info("action=resumed manifest=%s step=%d attempt=%d", manifest.name, manifest.step, self.start.attempt)
         self.pulse.update(
             at_once=True, resumed={"manifest": manifest.name, "step": manifest.step}, quarantined=quarantined,
@@ -224,29 +229,6 @@ class Session:
             checkpoint={"manifest": manifest.name, "step": manifest.step, "sha256": manifest.sha256()},
         )  # fmt: skip
         return manifest.step
-
-    def _init_from(self, text: str) -> None:
-        """Take the parameters, not the optimiser or the step, of another job's checkpoint."""
-        uri, name, sha256 = parse_init_from(text)
-        store = CheckpointStore(open_store(uri), "")
-        manifest = store.load(name)
-        if manifest.sha256() != sha256:
-            raise CorruptCheckpoint(f"manifest {name} in {uri} has sha256 {manifest.sha256()}, not {sha256}")
-        set_arrays(self.network.get_parameters(), read_arrays(store.read(manifest, STATE), name), name)
-        if self.world.is_first:
-            log.info("action=initialised manifest=%s of job %s", name, manifest.job)
-
-    def _say_differences(self, manifest: Manifest) -> None:
-        """What voids the claim that the resumed run ends with the same bytes is said, not refused."""
-        now = {
-            "workers": (manifest.world_size, self.world.size),
-            "CPUs per worker": (len(manifest.cpus), len(self.world.cpus)),
-            "recipe": (manifest.config_sha256[:8], self.recipe.digest()[:8]),
-            "versions": (manifest.versions, library_versions()),
-        }
-        for what, (before, after) in now.items():
-            if before != after and self.world.is_first:
-                log.warning("action=resume-differs cause=%s were %s, are %s: not bit-identical", what, before, after)
 
     def _open_outputs(self) -> tuple[Tracker, CheckpointWriter]:
         run_id = os.environ.get(ENV_MLFLOW_RUN) or None
@@ -269,13 +251,36 @@ class Session:
                 "seed": self.recipe.seed,
                 "cpus": self.world.cpus,
                 "code": code_version(),
-                "versions": library_versions(),
+                "versions": self.versions,
             },
             on_commit=self._committed,
         )
         return tracker, writer
 
     # -- helpers
+
+    def _inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """One micro-batch as the step takes it. What the recipe does not use is one number, and never read."""
+        recipe, step, none = self.recipe, self.step, np.zeros((1, 1), np.float32)
+        mask = path = none
+        if recipe.drop_rate:
+            mask = dropout_mask(
+                seed=recipe.seed, step=step, positions=batch.positions, num_features=self.network.num_features,
+                rate=recipe.drop_rate,
+            )  # fmt: skip
+        if self.network.path_rates:
+            path = path_mask(seed=recipe.seed, step=step, positions=batch.positions, rates=self.network.path_rates)
+        return tuple(Tensor(array) for array in (batch.images, batch.labels, batch.other_labels, mask, path))
+
+    def _certify(self, loss: float, lam: float) -> None:
+        """Extend the certificate. Masks and augmentations are functions of what goes in here, so they need not."""
+        random_state = struct.pack("<QQdd", self.recipe.seed, self.order.epoch(self.step - 1), lam, self.train.scale())
+        samples = self.order.global_indices(self.step - 1).astype("<i8").tobytes()
+        self.trail.extend(self.step, samples, loss, random_state)
+
+    def _arrays(self) -> Arrays:
+        """Copies of all that a resume needs, by name."""
+        return copy_arrays(self.parameters) | self.train.state()
 
     def _note(self, values: dict[str, float]) -> None:
         if self.tracker is not None:
@@ -284,16 +289,19 @@ class Session:
     def _snapshot(self) -> Snapshot:
         return Snapshot(
             step=self.step,
-            epoch=self.step // self.order.steps_per_epoch,
+            epoch=self.order.epoch(self.step),
             samples=self.step * self.order.global_batch,
-            arrays=copy_arrays(self.state),
+            arrays=self._arrays(),
             points=self.journal.pending(),
+            entries=self.trail.pending(),
+            certificate=self.trail.digest,
             metrics=self.metrics,
         )
 
     def _committed(self, manifest: Manifest, points: list[Point]) -> None:
         """In the writer's thread: the manifest stands, so its points may be shown as the job's."""
         self.journal.committed(manifest.step)
+        self.trail.committed(manifest.step)
         assert self.tracker is not None
         self.tracker.commit(points)
         self.pulse.update(
@@ -308,21 +316,22 @@ class Session:
             if newest is None or newest.step != self.step:
                 self.writer.finish(self._snapshot())
             self.tracker.close(status, timeout_s)
-        self._sum(1)
+        self.ranks.sum(1)
         self.graphs.publish()
 
-    def _sum(self, value: int) -> int:
-        """Sum over ranks of a number below 2**24 (the CPU reduces floats only); all get here before any gets on."""
-        if self.sum_over_ranks is None:
-            return value
-        return int(self.sum_over_ranks(Tensor([value], ms.float32)).asnumpy()[0])
 
+class Averaged:
+    """A context in which the network holds its moving averages; without EMA it changes nothing."""
 
-def start_device(world: World) -> None:
-    """Graph mode on CPU, or on Ascend where there is one; joins the other ranks."""
-    ms.set_context(mode=ms.GRAPH_MODE)
-    if world.size > 1:
-        from mindspore.communication import init
+    def __init__(self, network: ms.nn.Cell, train: TrainStep) -> None:
+        self._average = train.average()
+        self._parameters = list(network.get_parameters()) if self._average else []
 
-        init()
-        ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.STAND_ALONE)  # the step reduces by itself
+    def __enter__(self) -> None:
+        self._kept = copy_arrays(self._parameters)
+        for parameter in self._parameters:
+            parameter.set_data(Tensor(self._average[parameter.name]))
+
+    def __exit__(self, *_: object) -> None:
+        for parameter in self._parameters:
+            parameter.set_data(Tensor(self._kept[parameter.name]))

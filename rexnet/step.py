@@ -1,132 +1,273 @@
-"""What runs on the device: the training step, the evaluation step, and a sum over ranks; graph mode, static shapes.
+"""What runs on the device: gradient, update, evaluation, and a sum over ranks; graph mode, static shapes.
 
 All ranks' gradients, the loss and the wish to stop travel in one all-reduce, so agreeing where to stop costs nothing.
+A step of one micro-batch is one graph; with gradient accumulation it is one for each micro-batch and one that ends it.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import mindspore as ms
+import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from jobs.errors import SpecError
+from rexnet.flat import Gather, Scatter, length_of, split, sum_of_squares
 from rexnet.model import ReXNet
+from rexnet.optimizer import create_optimizer
 from rexnet.recipe import Recipe
 
-MOMENTUM_PREFIX = "momentum."
+EMA_PREFIX = "ema."
+LR, STOP, MIX, EMA = range(4)  # places in `control`, the step's (4,) float32 vector of scalars
+GROW_AFTER, LARGEST_SCALE = 2000, 2.0**24  # dynamic loss scale: doubled after so many steps without an overflow
+Arrays = dict[str, np.ndarray[Any, Any]]
 
 
-# Bare primitives mapped over tuples: the functional forms in a loop take minutes to compile for 227 gradients.
-_concat, _slice, _reshape = ops.Concat(0), ops.Slice(), ops.Reshape()
-_flatten = ops.MultitypeFuncGraph("flatten")
-_cut = ops.MultitypeFuncGraph("cut")
-_set = ops.MultitypeFuncGraph("set")
-_apply = ops.MultitypeFuncGraph("apply")
+class Gradient(nn.Cell):  # type: ignore[misc]
+    """Of one micro-batch: images (n, 3, h, w) float32, labels and other_labels (n,) int32, mask (n, num_features) and
+    paths (n, num_paths) float32 (see `ReXNet.construct`), control (4,) -> a flat vector: all gradients of the scaled
+    loss, then that loss, then the wish to stop.
 
-
-@_flatten.register("Tensor")  # type: ignore[untyped-decorator]
-def _flatten_one(tensor: Tensor) -> Tensor:
-    return _reshape(tensor, (-1,))
-
-
-@_cut.register("Tensor", "Number", "Number", "Tuple")  # type: ignore[untyped-decorator]
-def _cut_one(flat: Tensor, start: int, end: int, shape: tuple[int, ...]) -> Tensor:
-    """One gradient out of the flat vector of all."""
-    return _reshape(_slice(flat, (start,), (end - start,)), shape)
-
-
-@_set.register("Tensor", "Tensor", "Number", "Number")  # type: ignore[untyped-decorator]
-def _set_one(flat: Tensor, statistic: Tensor, start: int, end: int) -> Tensor:
-    """One moving statistic out of the flat vector of all."""
-    return ops.assign(statistic, _slice(flat, (start,), (end - start,)))
-
-
-@_apply.register("Function", "Number", "Tensor", "Number", "Bool", "Tensor", "Tensor", "Tensor")  # type: ignore[untyped-decorator]
-def _apply_one(  # noqa: PLR0917  a mapped function takes its tensors by position
-    update: ops.ApplyMomentum, coefficient: float, lr: Tensor, weight_decay: float,
-    decayed: bool, weight: Tensor, velocity: Tensor, gradient: Tensor,
-) -> Tensor:  # fmt: skip
-    """One parameter's update."""
-    if decayed:
-        gradient = gradient + weight_decay * weight
-    return update(weight, velocity, lr, gradient, coefficient)
-
-
-class TrainStep(nn.Cell):  # type: ignore[misc]
-    """One step of data-parallel SGD with momentum.
-
-    Inputs: images (n, 3, h, w) float32, labels (n,) int32, mask (n, num_features) float32 (see `ReXNet.construct`),
-    lr () float32, stop () float32, 1 if this rank wants to stop after the step. Returns the mean loss over all ranks
-    and the number of ranks that want to stop, equal on all of them.
-
-    The update is PyTorch's and MindCV's SGD: v = momentum * v + g, p -= lr * (g + momentum * v) with Nesterov; weight
-    decay adds to g, for weights of convolutions and classifier only.
+    With mixup the loss is control[MIX] of that to `labels` and the rest of that to `other_labels`, which is the cross
+    entropy to the mixed targets, since it is linear in them (arXiv 1710.09412).
     """
 
-    def __init__(self, network: ReXNet, recipe: Recipe, world_size: int) -> None:
+    def __init__(self, network: ReXNet, weights: ParameterTuple, recipe: Recipe, loss_scale: Parameter | None) -> None:
         super().__init__(auto_prefix=False)
         self.network = network
-        self.world_size = world_size
-        self.weight_decay = recipe.weight_decay
-        self.coefficient = recipe.momentum
-        self.weights = ParameterTuple(network.trainable_params())
-        self.velocity = ParameterTuple(
-            [Parameter(ops.zeros_like(p), name=MOMENTUM_PREFIX + p.name, requires_grad=False) for p in self.weights]
-        )
-        self.decayed = tuple(len(p.shape) > 1 and recipe.weight_decay > 0 for p in self.weights)
-        self.shapes = tuple(tuple(p.shape) for p in self.weights)
-        ends = list(itertools.accumulate(math.prod(shape) for shape in self.shapes))
-        self.starts, self.ends = (0, *ends[:-1]), tuple(ends)
-        self.map = ops.HyperMap()
+        self.mixes, self.drops, self.has_paths = recipe.mixup > 0, recipe.drop_rate > 0, bool(network.path_rates)
         self.criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-        self.gradients = ms.value_and_grad(self._loss, None, self.weights)
-        self.update = ops.ApplyMomentum(use_nesterov=recipe.use_nesterov)
+        self.fixed_scale, self.loss_scale = recipe.loss_scale, loss_scale
+        self.gradients = ms.value_and_grad(self._loss, None, weights)
+        self.gather = Gather()
+
+    def construct(  # noqa: PLR0917
+        self, images: Tensor, labels: Tensor, other_labels: Tensor, mask: Tensor, paths: Tensor, control: Tensor
+    ) -> Tensor:
+        loss, gradients = self.gradients(images, labels, other_labels, mask, paths, control)
+        return self.gather(gradients + (loss.reshape((1,)), control[STOP].reshape((1,))))  # noqa: RUF005
+
+    def _loss(  # noqa: PLR0917
+        self, images: Tensor, labels: Tensor, other_labels: Tensor, mask: Tensor, paths: Tensor, control: Tensor
+    ) -> Tensor:
+        logits = self.network(images, mask if self.drops else None, paths if self.has_paths else None)
+        loss = self.criterion(logits, labels)
+        if self.mixes:
+            loss = control[MIX] * loss + (1 - control[MIX]) * self.criterion(logits, other_labels)
+        if self.loss_scale is not None:
+            return loss * self.loss_scale
+        return loss * self.fixed_scale if self.fixed_scale != 1 else loss
+
+
+class Update(nn.Cell):  # type: ignore[misc]
+    """From this rank's sum of `Gradient`s over `accumulation` micro-batches to new parameters on all ranks.
+
+    Returns the mean loss over ranks and micro-batches, and a number above 0 if a rank wants to stop; equal on all
+    ranks. Clipping is by the norm of the mean gradient. An overflow (dynamic loss scale, or `drop_overflow_update`)
+    leaves parameters and optimiser as they were.
+    """
+
+    def __init__(self, network: ReXNet, recipe: Recipe, world_size: int, accumulation: int) -> None:
+        super().__init__(auto_prefix=False)
+        self.world_size, self.parts = world_size, world_size * accumulation
+        self.weights = ParameterTuple(network.trainable_params())
+        self.statistics = ParameterTuple([p for p in network.get_parameters() if not p.requires_grad])
+        self.length = length_of(self.weights)
+        self.gather, self.scatter = Gather(), Scatter(self.weights)
+        self.optimizer = create_optimizer(self.weights, recipe)
+        self.clip_norm = recipe.clip_value if recipe.clip_grad else 0.0
+        self.fixed_scale = recipe.loss_scale
+        self.dynamic = recipe.loss_scale_type == "dynamic"
+        self.may_skip = self.dynamic or recipe.drop_overflow_update
+        self.loss_scale: Any = None
+        self.counters = dict(self.optimizer.counters)
+        if self.dynamic:
+            self.loss_scale = Parameter(Tensor(recipe.loss_scale, ms.float32), name="loss_scale", requires_grad=False)
+            self.good_steps = Parameter(Tensor(0, ms.float32), name="loss_scale_good_steps", requires_grad=False)
+            self.counters |= {p.name: p for p in (self.loss_scale, self.good_steps)}
+        self.has_average, self.has_statistics = recipe.ema, len(self.statistics) > 0
+        if self.has_average:
+            self.average = Parameter(Tensor(np.zeros(self.length, np.float32)), name="ema", requires_grad=False)
+            size = max(1, length_of(self.statistics))
+            self.average_statistics = Parameter(
+                Tensor(np.zeros(size, np.float32)), name="ema_statistics", requires_grad=False
+            )
         self.reduce = ops.AllReduce(ops.ReduceOp.SUM) if world_size > 1 else ops.identity
 
-    def construct(
-        self, images: Tensor, labels: Tensor, mask: Tensor, lr: Tensor, stop: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        loss, gradients = self.gradients(images, labels, mask)
+    def construct(self, flat: Tensor, control: Tensor) -> tuple[Tensor, Tensor]:
         if self.world_size > 1:
-            extra = (loss.reshape((1,)), stop.reshape((1,)))
-            flat = _concat(self.map(_flatten, gradients) + extra)
-            total = self.reduce(flat)
-            mean = total / self.world_size
-            gradients = self.map(ops.partial(_cut, mean), self.starts, self.ends, self.shapes)
-            loss, stop = mean[self.ends[-1]], total[self.ends[-1] + 1]
-        apply = ops.partial(_apply, self.update, self.coefficient, lr, self.weight_decay)
-        done = self.map(apply, self.decayed, self.weights, self.velocity, gradients)
-        loss = ops.depend(loss, done)
+            flat = self.reduce(flat)
+        stop = flat[self.length + 1]
+        if self.dynamic:
+            flat = flat / (self.loss_scale * self.parts)
+        elif self.parts * self.fixed_scale != 1:
+            flat = flat / (self.parts * self.fixed_scale)
+        loss, flat = flat[self.length], flat[: self.length]
+        go = ops.ones_like(loss)
+        if self.may_skip:
+            finite = ops.isfinite(flat.sum())
+            go = finite.astype(ms.float32)
+            flat = ops.select(finite, flat, ops.zeros_like(flat))
+        if self.clip_norm > 0:
+            flat = flat * ops.minimum(
+                ops.ones_like(go), self.clip_norm / (ops.sqrt(sum_of_squares(flat, self.length)) + 1e-6)
+            )
+        weights = self.optimizer(flat, self.gather(self.weights), control[LR], go)
+        loss = ops.depend(loss, self.scatter(weights))
+        if self.dynamic:
+            loss = ops.depend(loss, self._rescale(go))
+        if self.has_average:
+            decay = control[EMA]
+            loss = ops.depend(loss, ops.assign(self.average, self.average * decay + weights * (1 - decay)))
+            if self.has_statistics:
+                # After the forward pass, which the loss has behind it: batch norm moves them there.
+                moved = self.gather(ops.depend(self.statistics, loss))
+                average = self.average_statistics * decay + moved * (1 - decay)
+                loss = ops.depend(loss, ops.assign(self.average_statistics, average))
         return loss, stop
 
-    def _loss(self, images: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-        return self.criterion(self.network(images, mask), labels)
+    def _rescale(self, go: Tensor) -> tuple[Tensor, Tensor]:
+        """Halve the scale on an overflow, double it after `GROW_AFTER` steps without one."""
+        good = (self.good_steps + 1) * go
+        full = (good >= GROW_AFTER).astype(ms.float32)
+        scale = self.loss_scale * (0.5 + 0.5 * go) * (1 + full)
+        scale = ops.clamp(scale, 1.0, LARGEST_SCALE)
+        return ops.assign(self.good_steps, good * (1 - full)), ops.assign(self.loss_scale, scale)
 
 
-class EvalStep(nn.Cell):  # type: ignore[misc]
-    """Counts over one batch, summed over all ranks: [top-1 hits, top-5 hits, sum of losses, samples], float32 (4,).
+class Whole(nn.Cell):  # type: ignore[misc]
+    """A step of one micro-batch, as one graph."""
 
-    `weight` (n,) float32 is 1 for a sample and 0 for padding, so an uneven last batch counts exactly.
-    """
-
-    def __init__(self, network: ReXNet, num_classes: int, world_size: int) -> None:
+    def __init__(self, gradient: Gradient, update: Update) -> None:
         super().__init__(auto_prefix=False)
-        self.network = network
-        self.num_best = min(5, num_classes)
-        self.criterion = nn.CrossEntropyLoss(reduction="none")
-        self.reduce = ops.AllReduce(ops.ReduceOp.SUM) if world_size > 1 else ops.identity
-        self.world_size = world_size
+        self.gradient, self.update = gradient, update
 
-    def construct(self, images: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
-        logits = self.network(images)
-        _, best = ops.topk(logits, self.num_best)
-        hits = (best == labels.reshape((-1, 1))).astype(ms.float32) * weight.reshape((-1, 1))
-        losses = self.criterion(logits, labels) * weight
-        counts = ops.stack((hits[:, 0].sum(), hits.sum(), losses.sum(), weight.sum()))
-        if self.world_size > 1:
-            counts = self.reduce(counts)
-        return counts
+    def construct(  # noqa: PLR0917
+        self, images: Tensor, labels: Tensor, other_labels: Tensor, mask: Tensor, paths: Tensor, control: Tensor
+    ) -> Any:
+        return self.update(self.gradient(images, labels, other_labels, mask, paths, control), control)
+
+
+class Accumulate(nn.Cell):  # type: ignore[misc]
+    """Adds a micro-batch to `total`, or starts it anew with `first` () bool."""
+
+    def __init__(self, gradient: Gradient, length: int) -> None:
+        super().__init__(auto_prefix=False)
+        self.gradient = gradient
+        self.total = Parameter(ops.zeros((length,)), name="accumulated", requires_grad=False)
+
+    def construct(  # noqa: PLR0917
+        self, images: Tensor, labels: Tensor, other_labels: Tensor, mask: Tensor, paths: Tensor, control: Tensor,
+        first: Tensor,
+    ) -> Tensor:  # fmt: skip
+        flat = self.gradient(images, labels, other_labels, mask, paths, control)
+        return ops.assign(self.total, ops.select(first, flat, self.total + flat))
+
+
+class Finish(nn.Cell):  # type: ignore[misc]
+    """Ends a step of several micro-batches."""
+
+    def __init__(self, update: Update, total: Parameter) -> None:
+        super().__init__(auto_prefix=False)
+        self.update, self.total = update, total
+
+    def construct(self, control: Tensor) -> Any:
+        return self.update(self.total.value(), control)
+
+
+class TrainStep:
+    """One optimiser step of `accumulation` micro-batches on each of `world_size` ranks."""
+
+    def __init__(self, network: ReXNet, recipe: Recipe, world_size: int, accumulation: int = 1) -> None:
+        self._update = Update(network, recipe, world_size, accumulation)
+        self._gradient = Gradient(network, self._update.weights, recipe, self._update.loss_scale)
+        self._is_whole = accumulation == 1
+        if self._is_whole:
+            self._whole = Whole(self._gradient, self._update)
+        else:
+            self._accumulate = Accumulate(self._gradient, self._update.length + 2)
+            self._finish = Finish(self._update, self._accumulate.total)
+
+    def state(self) -> Arrays:
+        """Copies of all that a checkpoint holds besides the network: optimiser, loss scale, EMA.
+
+        A vector over all weights is told apart as `momentum.<weight>`, `ema.<parameter>` and so on.
+        """
+        update = self._update
+        found: Arrays = {}
+        for name, moment in update.optimizer.moments.items():
+            found |= split(moment.asnumpy().copy(), update.weights, f"{name}.")
+        for name, counter in update.counters.items():
+            found[name] = counter.asnumpy().copy()
+        return found | {EMA_PREFIX + name: array for name, array in self.average().items()}
+
+    def set_state(self, arrays: Arrays, source: str) -> None:
+        """Undo `state`. SpecError names what is missing or too much, or the first array of another shape."""
+        update, wanted = self._update, self.state()
+        for what, names in (("lacks", wanted.keys() - arrays.keys()), ("also holds", arrays.keys() - wanted.keys())):
+            if names:
+                raise SpecError(f"{source} {what} {len(names)} arrays of the optimiser: {sorted(names)[:5]}",
+                                hint="opt, ema and loss_scale_type must be those of the checkpoint")  # fmt: skip
+        for name, array in wanted.items():
+            if arrays[name].shape != array.shape:
+                raise SpecError(f"{source}: {name} has shape {arrays[name].shape}, the run wants {array.shape}")
+        for name, moment in update.optimizer.moments.items():
+            moment.set_data(Tensor(_joined(arrays, update.weights, f"{name}.")))
+        for name, counter in update.counters.items():
+            counter.set_data(Tensor(arrays[name]))
+        if update.has_average:
+            self._set_average(arrays)
+
+    def start_average(self) -> None:
+        """The EMA begins at what the network holds now; to be called once its first weights are set."""
+        update = self._update
+        if update.has_average:
+            parameters = (*update.weights, *update.statistics)
+            self._set_average({EMA_PREFIX + p.name: p.asnumpy() for p in parameters})
+
+    def average(self) -> Arrays:
+        """Copies of the EMA by the parameters' names; empty if none is kept."""
+        update = self._update
+        if not update.has_average:
+            return {}
+        return split(update.average.asnumpy().copy(), update.weights, "") | split(
+            update.average_statistics.asnumpy().copy(), update.statistics, ""
+        )
+
+    def scale(self) -> float:
+        """The loss scale that the next step begins with."""
+        dynamic = self._update.loss_scale
+        return float(dynamic.asnumpy()) if dynamic is not None else self._update.fixed_scale
+
+    def _set_average(self, arrays: Arrays) -> None:
+        update = self._update
+        update.average.set_data(Tensor(_joined(arrays, update.weights, EMA_PREFIX)))
+        if update.has_statistics:
+            update.average_statistics.set_data(Tensor(_joined(arrays, update.statistics, EMA_PREFIX)))
+
+    def __call__(self, micro_batches: list[tuple[Tensor, ...]], control: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean loss, number above 0 if a rank wants to stop); inputs of a micro-batch as `Gradient` takes them."""
+        if self._is_whole:
+            self._whole.set_train(True)
+            loss, stop = self._whole(*micro_batches[0], control)
+            return loss, stop
+        self._accumulate.set_train(True)
+        for i, inputs in enumerate(micro_batches):
+            self._accumulate(*inputs, control, Tensor(i == 0))
+        loss, stop = self._finish(control)
+        return loss, stop
+
+
+def _joined(arrays: Arrays, parameters: Sequence[Parameter], prefix: str) -> np.ndarray[Any, Any]:
+    return np.concatenate([arrays[prefix + p.name].ravel() for p in parameters])
+
+
+def average_decay(decay: float, step: int) -> float:
+    """EMA decay of the step with this index (from 0), smaller in the beginning: MindCV's decay * (1 - e^(-t/2000))."""
+    return decay * (1 - math.exp(-(step + 1) / 2000))
 
 
 class ShareStatistics(nn.Cell):  # type: ignore[misc]
@@ -138,15 +279,13 @@ class ShareStatistics(nn.Cell):  # type: ignore[misc]
     def __init__(self, network: ReXNet, rank: int) -> None:
         super().__init__(auto_prefix=False)
         self.statistics = ParameterTuple([p for p in network.get_parameters() if not p.requires_grad])
-        ends = list(itertools.accumulate(p.shape[0] for p in self.statistics))
-        self.starts, self.ends = (0, *ends[:-1]), tuple(ends)
-        self.map = ops.HyperMap()
+        self.gather, self.scatter = Gather(), Scatter(self.statistics)
         self.mine = 1.0 if rank == 0 else 0.0
         self.reduce = ops.AllReduce(ops.ReduceOp.SUM)
 
     def construct(self) -> Tensor:
-        flat = self.reduce(_concat(self.map(_flatten, self.statistics)) * self.mine)
-        return ops.depend(flat, self.map(ops.partial(_set, flat), self.statistics, self.starts, self.ends))
+        flat = self.reduce(self.gather(self.statistics) * self.mine)
+        return ops.depend(flat, self.scatter(flat))
 
 
 class SumOverRanks(nn.Cell):  # type: ignore[misc]

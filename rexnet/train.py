@@ -3,8 +3,9 @@
     msrun --worker_num 2 --local_worker_num 2 --join=True rexnet/train.py --config quickstart --data_dir DIR
     python -m rexnet.train --config quickstart --data_dir DIR --distribute False
 
-Any key of the recipe may follow as `--key value`. Exit codes are those of `jobs.contract.Exit`; SIGTERM makes all
-ranks stop after one and the same step, with a committed checkpoint.
+Any key of the recipe may follow as `--key value`; with `--dry-run` the program says what it would do and ends. Exit
+codes are those of `jobs.contract.Exit`; SIGTERM makes all ranks stop after one and the same step, with a committed
+checkpoint.
 """
 
 # ruff: noqa: E402  SIGTERM is taken before anything slow is imported
@@ -28,9 +29,10 @@ import traceback
 
 from jobs.contract import ENV_DATA_DIR, Exit, Phase
 from jobs.errors import AlreadyExistsError, FencedError, IntegrityError, RexError, StoreUnavailable, UserError
+from rexnet.graphs import GraphCache
 from rexnet.pulse import Pulse
 from rexnet.recipe import Recipe, load_recipe, parse_arguments
-from rexnet.world import GraphCache, StopRequest, World, find_world, pin
+from rexnet.world import StopRequest, World, find_world, pin
 
 log = logging.getLogger("rexnet.train")
 
@@ -85,6 +87,10 @@ def run_rank(recipe: Recipe, world: World, stop: StopRequest, pulse: Pulse, grap
 
 def main(arguments: list[str]) -> int:
     """Run one rank and leave its report."""
+    if {"--dry-run", "--dry_run"} & set(arguments):
+        from rexnet.dryrun import main as describe
+
+        return describe([word for word in arguments if word not in ("--dry-run", "--dry_run")])
     stop = StopRequest().install()
     if _TERM_AT:
         stop.seen_at = _TERM_AT[0]

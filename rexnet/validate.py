@@ -1,90 +1,115 @@
-"""The validation program: counts of a checkpoint's weights over the validation split.
+"""The validation program: counts of a checkpoint's weights over the validation split, alone or on several ranks.
 
-    python rexnet/validate.py -c quickstart --data_dir DIR --ckpt_path FILE [--json]
-    msrun --worker_num 2 --local_worker_num 2 --join=True rexnet/validate.py -c ... (the same)
+    python rexnet/validate.py -c rexnet_09 --data_dir DIR --ckpt_path FILE [--per_class] [--json]
+    msrun --worker_num 2 --local_worker_num 2 --join=True rexnet/validate.py -c rexnet_09 ... (the same)
 
-FILE is a `state.safetensors` of ours or a `.ckpt` of MindCV. Exit code 64 with one sentence if it does not fit.
+FILE is a `state.safetensors` of ours or a `.ckpt` of ours or MindCV's; a recipe with `ema` means its averages, as in
+MindCV. Top-1 and top-5 are shares, the loss is the cross entropy without label smoothing. Exit codes are those of
+`jobs.contract.Exit`: 64 with one sentence for what does not fit.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from jobs.contract import ENV_DATA_DIR, Exit
-from jobs.errors import CorruptCheckpoint, RexError, SpecError
-from rexnet.recipe import Recipe, load_recipe, parse_arguments
-from rexnet.world import GraphCache, World, find_world, pin
+from jobs.contract import Exit
+from rexnet.graphs import GraphCache
+from rexnet.program import read_command_line, run
+from rexnet.recipe import Recipe
+from rexnet.world import World, find_world, pin
+
+if TYPE_CHECKING:
+    from rexnet.evaluate import ClassResult, Counts
 
 
-def validate(recipe: Recipe, world: World, ckpt_path: str) -> dict[str, float]:
-    """{"top1", "top5", "loss"} of the weights in that file, equal on all ranks. Raises SpecError, CorruptCheckpoint."""
-    from rexnet.checkpoint import Arrays, read_arrays, set_arrays  # MindSpore from here on: CPUs are pinned
+def validate(recipe: Recipe, world: World) -> tuple[Counts, list[str], dict[str, str]]:
+    """Counts of the weights in `ckpt_path`, equal on all ranks; the classes' names; this rank's corrupt images.
+
+    Raises RexError.
+    """
+    from rexnet.data.batches import EvalBatches
     from rexnet.data.folder import ImageFolder
+
+    data = ImageFolder(recipe.data_dir, recipe.val_split, num_classes=recipe.num_classes)
+    from rexnet.device import mix_precision, start_device  # MindSpore from here on: CPUs are pinned
     from rexnet.evaluate import Evaluator
-    from rexnet.model import create_model
-    from rexnet.session import start_device
+    from rexnet.weights import load_network
 
-    path = Path(ckpt_path)
-    if not path.is_file():
-        raise SpecError(f"ckpt_path: there is no file {ckpt_path!r}", hint="name a .safetensors or .ckpt file")
-    data = ImageFolder(
-        recipe.data_dir, "val", num_classes=recipe.num_classes, size=recipe.image_resize,
-        interpolation=recipe.interpolation,
-    )  # fmt: skip
-    start_device(world)
-    network = create_model(
-        recipe.model, num_classes=recipe.num_classes, image_size=recipe.image_resize, seed=recipe.seed
-    )
-    arrays: Arrays
-    if path.suffix == ".ckpt":
-        import mindspore as ms
+    device = start_device(world)
+    network = load_network(recipe)
+    note = mix_precision(network, recipe.model_copy(update={"amp_level": recipe.val_amp_level}), device)
+    if note and world.is_first:
+        print(f"rexnet.validate: val_{note}", file=sys.stderr, flush=True)
+    with EvalBatches(recipe, data, batch_size=recipe.batch_size, rank=world.rank, world_size=world.size) as batches:
+        counts = Evaluator(network, batches, world, data.classes).count()
+        return counts, list(data.classes), batches.corrupt
 
-        try:
-            arrays = {name: value.asnumpy() for name, value in ms.load_checkpoint(str(path)).items()}
-        except (ValueError, RuntimeError) as error:
-            raise CorruptCheckpoint(f"ckpt_path: {path} is no MindSpore checkpoint: {error}") from error
-    else:
-        arrays = read_arrays(path.read_bytes(), str(path))
-    set_arrays(network.get_parameters(), arrays, str(path))
-    return Evaluator(network, data, world, recipe.batch_size).run()
+
+def show_classes(classes: list[ClassResult]) -> str:
+    """A table of one line per class."""
+    width = max(len("class"), *(len(one.name) for one in classes))
+    lines = [f"{'class':{width}}  samples    top1     loss"]
+    for one in classes:
+        top1, loss = (" " * 5 + "-" if value is None else f"{value:.4f}" for value in (one.top1, one.loss))
+        lines.append(f"{one.name:{width}}  {one.num_samples:7d}  {top1:>6}  {loss:>7}")
+    return "\n".join(lines)
+
+
+def as_json(counts: Counts, names: list[str], recipe: Recipe) -> str:
+    """All that was counted; a loss that is not finite is null."""
+    values = {
+        **{key: value if math.isfinite(value) else None for key, value in counts.metrics().items()},
+        "num_samples": counts.num_samples,
+        "ckpt_path": recipe.ckpt_path,
+        "weights": "ema" if recipe.ema else "model",
+        "classes": [
+            {**asdict(one), "loss": one.loss if one.loss is not None and math.isfinite(one.loss) else None}
+            for one in counts.classes(names)
+        ],
+    }
+    return json.dumps(values, sort_keys=True, allow_nan=False)
+
+
+def body(arguments: list[str]) -> int:
+    asked = read_command_line(arguments, switches=("json", "per_class"), needs=("ckpt_path",))
+    recipe = asked.recipe
+    world = find_world(os.environ, os.sched_getaffinity(0), distribute=recipe.distribute)
+    if world.is_scheduler:
+        from mindspore.communication import init
+
+        init()
+        return Exit.DONE
+    pin(world)
+    graphs = GraphCache(os.environ, recipe, world, program="validate")
+    try:
+        counts, names, corrupt = validate(recipe, world)
+        graphs.publish()
+    finally:
+        graphs.close()
+    for name, reason in corrupt.items():
+        print(f"rexnet.validate: {name} is left out, it is corrupt: {reason}", file=sys.stderr, flush=True)
+    if not world.is_first:
+        return Exit.DONE
+    if "json" in asked.switches:
+        print(as_json(counts, names, recipe), flush=True)
+        return Exit.DONE
+    print(" ".join(f"{key}={value:.4f}" for key, value in counts.metrics().items()), flush=True)
+    if "per_class" in asked.switches:
+        print(show_classes(counts.classes(names)), flush=True)
+    return Exit.DONE
 
 
 def main(arguments: list[str]) -> int:
-    as_json = "--json" in arguments
-    try:
-        config, overrides = parse_arguments([word for word in arguments if word != "--json"])
-        if "ckpt_path" not in overrides:
-            raise SpecError("command line: --ckpt_path is missing", hint="name a .safetensors or .ckpt file")
-        ckpt_path = overrides.pop("ckpt_path")
-        if ENV_DATA_DIR in os.environ:
-            overrides.setdefault("data_dir", os.environ[ENV_DATA_DIR])
-        recipe = load_recipe(config, overrides)
-        world = find_world(os.environ, os.sched_getaffinity(0), distribute=recipe.distribute)
-        if world.is_scheduler:
-            from mindspore.communication import init
-
-            init()
-            return Exit.DONE
-        pin(world)
-        graphs = GraphCache(os.environ, recipe, world, program="validate")
-        try:
-            metrics = validate(recipe, world, ckpt_path)
-            graphs.publish()
-        finally:
-            graphs.close()
-    except RexError as error:
-        print(f"rexnet.validate: {error}", file=sys.stderr)
-        return Exit.CONFIG
-    if world.is_first:
-        text = " ".join(f"{key}={value:.4f}" for key, value in metrics.items())
-        print(json.dumps(metrics, sort_keys=True) if as_json else text, flush=True)
-    return Exit.DONE
+    return run("validate", body, arguments)
 
 
 if __name__ == "__main__":

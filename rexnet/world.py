@@ -1,26 +1,16 @@
-"""A rank's place in the world, found before MindSpore is imported: rank, CPUs, the wish to stop, compiled graphs."""
+"""A rank's place in the world, found before MindSpore is imported: rank, CPUs, the wish to stop."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 
-from jobs.contract import ENV_COMPILE_CACHE, ENV_CPUS, ENV_LOCAL_RANKS
+from jobs.contract import ENV_CPUS, ENV_LOCAL_RANKS
 from jobs.errors import SpecError
-from rexnet.recipe import Recipe
-
-# Keys of the recipe that are constants in a compiled graph.
-_SHAPES_GRAPH = ("model", "num_classes", "batch_size", "image_resize", "label_smoothing", "momentum", "use_nesterov",
-                 "weight_decay")  # fmt: skip
 
 
 class StopRequest:
@@ -93,49 +83,3 @@ def pin(world: World) -> None:
         os.sched_setaffinity(0, world.cpus)
     except OSError as error:
         raise SpecError(f"CPUs {world.cpus} cannot be used here: {error.strerror}", hint=f"check {ENV_CPUS}") from error
-
-
-class GraphCache:
-    """Compiled graphs that outlive the attempt.
-
-    MindSpore numbers its cached graphs and writes them in place, so each process works on a copy of its own, and puts
-    it back whole when it has more. The key holds all that shapes the graphs: program text, recipe, world, rank.
-    """
-
-    def __init__(self, environment: Mapping[str, str], recipe: Recipe, world: World, *, program: str) -> None:
-        self._shared: Path | None = None
-        folder = environment.get(ENV_COMPILE_CACHE)
-        if not folder or world.is_scheduler:
-            return
-        shaping = {name: getattr(recipe, name) for name in _SHAPES_GRAPH}
-        key = hashlib.sha256(f"{program} {shaping} {world.size}".encode())
-        for name in ("model.py", "step.py", f"{program}.py"):
-            key.update((Path(__file__).parent / name).read_bytes())
-        self._shared = Path(folder) / f"{key.hexdigest()[:24]}-{world.rank}"
-        self._own = Path(tempfile.mkdtemp(prefix="graphs-", dir=Path.cwd()))  # a killed rank leaves it to its attempt
-        with suppress(OSError):  # none yet, or just being replaced: we compile
-            shutil.copytree(self._shared, self._own, dirs_exist_ok=True)
-        self._before = self._files()
-        os.environ["MS_COMPILER_CACHE_ENABLE"] = "1"
-        os.environ["MS_COMPILER_CACHE_PATH"] = str(self._own)
-
-    def publish(self) -> None:
-        """Put new graphs back. A failure costs the next attempt a compilation and nothing else."""
-        if self._shared is None or self._files() == self._before:
-            return
-        with suppress(OSError):
-            self._shared.parent.mkdir(parents=True, exist_ok=True)
-            aside = Path(tempfile.mkdtemp(prefix=".graphs-", dir=self._shared.parent))
-            shutil.copytree(self._own, aside / "new")
-            with suppress(FileNotFoundError):
-                self._shared.rename(aside / "old")
-            (aside / "new").rename(self._shared)
-            shutil.rmtree(aside, ignore_errors=True)
-            self._before = self._files()
-
-    def close(self) -> None:
-        if self._shared is not None:
-            shutil.rmtree(self._own, ignore_errors=True)
-
-    def _files(self) -> set[str]:
-        return {str(path.relative_to(self._own)) for path in self._own.rglob("*") if path.is_file()}

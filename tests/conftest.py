@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background: commands would inherit deafness
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MUST_RUN_ALL = os.environ.get("REX_TEST_ALL") == "1"
 

@@ -39,5 +39,8 @@ fi
 echo "setup: installing the locked dependencies (MindSpore alone is 0.8 GB; a few minutes the first time)"
 "$UV" pip install --quiet --python "$VENV/bin/python" --require-hashes -r requirements.lock
 "$UV" pip install --quiet --python "$VENV/bin/python" --no-deps --no-build-isolation --editable .
+echo "setup: building the kernels"
+"$VENV/bin/python" -m rexnet.kernels.build >/dev/null ||
+    echo "setup: without a C++ compiler MindSpore's own operators serve, and training on CPU takes several times as long" >&2
 touch "$STAMP"
 echo "setup: done; . .venv/bin/activate puts rexctl on your PATH"

@@ -148,6 +148,7 @@ class CheckpointStore:
         code: Mapping[str, str],
         versions: Mapping[str, str],
         metrics: Mapping[str, float],
+        certificate: str = "",
     ) -> Manifest:
         """Make the checkpoint (attempt, step) of these files; durable on return. The files must not change meanwhile.
 
@@ -182,6 +183,7 @@ class CheckpointStore:
             code=dict(code),
             versions=dict(versions),
             metrics=dict(metrics),
+            certificate=certificate,
             nonce=self._nonce,
             created_at=time.time(),
         )

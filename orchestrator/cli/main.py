@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from jobs.errors import RexError
-from orchestrator.cli import cancel, demo, down, events, logs, ls, preempt, resume, run, status, submit, up, why
+from orchestrator.cli import cancel, demo, down, events, logs, ls, preempt, resume, run, status, submit, up, verify, why
 
 app = typer.Typer(
     name="rexctl",
@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (run, submit, ls, status, why, logs, events, cancel, preempt, resume, up, down, demo):
+for verb in (run, submit, ls, status, why, logs, events, cancel, preempt, resume, verify, up, down, demo):
     app.command(name=verb.__name__.rpartition(".")[2])(verb.command)
 
 _debug = False

@@ -1,7 +1,7 @@
 """The sample order: a pure function of (seed, epoch, index).
 
-Seeking costs nothing, and since ranks cut the global batch into equal consecutive parts, the same global batch is
-seen by 1, 2, 4 or 8 of them.
+Seeking costs nothing, and since ranks cut the global batch into equal consecutive parts, and those into equal
+consecutive micro-batches, the same global batch is seen by 1, 2, 4 or 8 of them.
 """
 
 from __future__ import annotations
@@ -20,11 +20,15 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleOrder:
-    """Which samples each step sees: every epoch a new permutation, its incomplete last batch left out."""
+    """Which samples each step sees: every epoch a new permutation, its incomplete last batch left out.
+
+    Without `shuffle` every epoch has the samples in the order of their numbers.
+    """
 
     seed: int
     num_samples: int
     global_batch: int
+    shuffle: bool = True
 
     def __post_init__(self) -> None:
         if self.num_samples < self.global_batch:
@@ -37,10 +41,16 @@ class SampleOrder:
     def steps_per_epoch(self) -> int:
         return self.num_samples // self.global_batch
 
+    def epoch(self, step: int) -> int:
+        """The epoch (from 0) that the step with this index (from 0) belongs to."""
+        return step // self.steps_per_epoch
+
     def global_indices(self, step: int) -> Indices:
         """Samples of the step with this index (from 0), in order; shape (global_batch,)."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         start = batch * self.global_batch
+        if not self.shuffle:
+            return np.arange(start, start + self.global_batch)
         return permutation(self.seed, epoch, self.num_samples)[start : start + self.global_batch]
 
     def share(self, step: int, rank: int, world_size: int) -> tuple[range, Indices]:
@@ -51,8 +61,18 @@ class SampleOrder:
         positions = range(rank * size, (rank + 1) * size)
         return positions, self.global_indices(step)[positions.start : positions.stop]
 
+    def micro_batches(self, step: int, rank: int, world_size: int, accumulation: int) -> list[tuple[range, Indices]]:
+        """The share of `rank`, cut into `accumulation` equal consecutive parts. SpecError if it does not divide."""
+        positions, samples = self.share(step, rank, world_size)
+        if len(positions) % accumulation:
+            raise SpecError(
+                f"gradient_accumulation_steps: {len(positions)} samples a worker do not divide by {accumulation}"
+            )
+        size = len(positions) // accumulation
+        return [(positions[at : at + size], samples[at : at + size]) for at in range(0, len(positions), size)]
 
-@lru_cache(maxsize=2)
+
+@lru_cache(maxsize=2)  # the epoch under way and the one that is read ahead
 def permutation(seed: int, epoch: int, num_samples: int) -> Indices:
     """Order of all samples in that epoch (from 0)."""
     order: Indices = keyed(Domain.ORDER, seed, epoch).permutation(num_samples)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import shutil
 import subprocess
 import sys
@@ -12,10 +14,11 @@ import pytest
 
 from cluster.storage import open_store
 from cluster.storage.checkpoints import CheckpointStore
+from jobs.certificate import START
 from jobs.manifest import Manifest
 from rexnet.data.digits import write_digits
 from rexnet.journal import from_lines
-from tests.support.training import SMALL, Training
+from tests.support.training import RICH, ROOT, Training
 
 STEPS = 12
 
@@ -36,7 +39,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def untouched(tmp_path_factory: pytest.TempPathFactory, data: str, graphs: Path) -> Iterator[Path]:
     """A folder in which a bare run went from start to end."""
     folder = tmp_path_factory.mktemp("untouched")
-    with Training(folder, *SMALL, f"--data_dir={data}", graphs=graphs) as run:
+    with Training(folder, *RICH, f"--data_dir={data}", graphs=graphs) as run:
         assert run.finish() == 0, run.said()
         for rank in (0, 1):
             assert run.report(rank)["reason"] == f"done at step {STEPS}"
@@ -69,34 +72,68 @@ def test_bare_run_commits_and_second_start_has_nothing_left_to_do(untouched: Pat
     before = newest_in(untouched)
     assert (before.attempt, before.step, before.samples) == (1, STEPS, STEPS * 32)
     assert sorted(losses_in(untouched)) == list(range(1, STEPS + 1))
-    with Training(untouched, *SMALL, f"--data_dir={data}", graphs=graphs) as run:
+    with Training(untouched, *RICH, f"--data_dir={data}", graphs=graphs) as run:
         assert run.finish() == 0, run.said()
         resumed = run.report(0)["heartbeat"]["resumed"]
     assert resumed == {"manifest": before.name, "step": STEPS}
     assert newest_in(untouched).name == before.name
 
 
-def test_drained_and_resumed_run_ends_with_the_bytes_of_an_untouched_one(
+def test_drained_and_killed_run_ends_with_the_bytes_of_an_untouched_one(
     tmp_path: Path, untouched: Path, data: str, graphs: Path
 ) -> None:
-    with Training(tmp_path, *SMALL, f"--data_dir={data}", graphs=graphs) as run:
-        run.wait_for(lambda beats: len(beats) == 2 and beats[0]["step"] >= 4)
-        run.terminate_workers()
-        run.wait_until(lambda: "Error code: 75" in run.printed())  # its scheduler process goes on waiting: no matter
-        reports = [run.report(rank) for rank in (0, 1)]
-    step = reports[0]["heartbeat"]["step"]
-    assert [report["reason"] for report in reports] == [f"drained at step {step}"] * 2
-    assert 4 <= step < STEPS
-    assert newest_in(tmp_path).step == step
-
-    with Training(tmp_path, *SMALL, f"--data_dir={data}", graphs=graphs) as run:
+    """Two preemptions and a SIGKILL at seeded places: parameters, optimiser, EMA, loss scale and every loss."""
+    places = random.Random(20261122)
+    reached = 0
+    for low, high in ((1, 3), (reached + 4, 6)):
+        wanted = places.randint(low, high)
+        with Training(tmp_path, *RICH, f"--data_dir={data}", graphs=graphs) as run:
+            run.wait_for(lambda beats, wanted=wanted: len(beats) == 2 and beats[0]["step"] >= wanted)
+            run.terminate_workers()
+            run.wait_until(lambda: "Error code: 75" in run.printed())  # its scheduler process waits on: no matter
+            reports = [run.report(rank) for rank in (0, 1)]
+        reached = reports[0]["heartbeat"]["step"]
+        assert [report["reason"] for report in reports] == [f"drained at step {reached}"] * 2
+        assert wanted <= reached < STEPS
+        assert newest_in(tmp_path).step == reached
+    wanted = places.randint(reached + 1, STEPS - 2)
+    with Training(tmp_path, *RICH, f"--data_dir={data}", graphs=graphs) as run:
+        run.wait_for(lambda beats: len(beats) == 2 and beats[0]["step"] >= wanted)
+        run.kill_worker(1)
+        run.wait_until(lambda: run.ended() or "kill" in run.printed().lower())
+    with Training(tmp_path, *RICH, f"--data_dir={data}", graphs=graphs) as run:
         assert run.finish() == 0, run.said()
-        assert run.report(0)["heartbeat"]["resumed"]["step"] == step
+        assert run.report(0)["heartbeat"]["resumed"]["step"] >= reached
+
     resumed, reference = newest_in(tmp_path), newest_in(untouched)
-    assert (resumed.attempt, resumed.step) == (2, STEPS)
+    assert (resumed.attempt, resumed.step) == (4, STEPS)
     assert losses_in(tmp_path) == losses_in(untouched)
     assert resumed.file("state.safetensors") == reference.file("state.safetensors")
     assert resumed.metrics == reference.metrics
+    assert resumed.certificate == reference.certificate != START
+
+
+def test_one_worker_goes_on_where_two_were_with_the_same_global_batch(
+    tmp_path: Path, untouched: Path, data: str, graphs: Path
+) -> None:
+    shutil.copytree(untouched / "checkpoints", tmp_path / "checkpoints")
+    before = newest_in(tmp_path).attempt
+    longer = [*RICH, f"--data_dir={data}", "--max_steps=15"]
+    command = [sys.executable, "-m", "rexnet.train", *longer, "--distribute=False"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "accumulation=2 global_batch=32" in done.stderr
+    assert "workers were 2, are 1: not bit-identical" in done.stderr
+    manifest = newest_in(tmp_path)
+    assert (manifest.attempt, manifest.step, manifest.world_size) == (before + 1, 15, 1)
+    assert manifest.samples == 15 * 32
+    assert sorted(losses_in(tmp_path)) == list(range(1, 16))
+
+    command.append("--global_batch=16")
+    other = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, check=False)
+    assert other.returncode == 64
+    assert "made with a global batch of 32, this run has one of 16" in other.stderr
 
 
 def test_flipped_byte_in_newest_checkpoint_resumes_from_the_one_before(
@@ -109,7 +146,7 @@ def test_flipped_byte_in_newest_checkpoint_resumes_from_the_one_before(
     body = bytearray(blob.read_bytes())
     body[len(body) // 2] ^= 1
     blob.write_bytes(body)
-    with Training(tmp_path, *SMALL, f"--data_dir={data}", graphs=graphs) as run:
+    with Training(tmp_path, *RICH, f"--data_dir={data}", graphs=graphs) as run:
         assert run.finish() == 0, run.said()
         beat = run.report(0)["heartbeat"]
     assert beat["resumed"]["manifest"] == damaged.parent

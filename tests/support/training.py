@@ -17,7 +17,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "rexnet" / "train.py"
 # Small enough for seconds of training: 16 px, 16 samples a rank, 12 steps, a checkpoint every 3.
-SMALL = ("--config=quickstart", "--image_resize=16", "--batch_size=16", "--max_steps=12", "--ckpt_every_steps=3")
+SMALL = ("--config=quickstart", "--image_resize=16", "--batch_size=16", "--global_batch=32", "--max_steps=12",
+         "--ckpt_every_steps=3")  # fmt: skip
+# Everything that has state or draws random numbers.
+RICH = (*SMALL, "--drop_rate=0.2", "--drop_path_rate=0.2", "--mixup=0.2", "--ema=true", "--clip_grad=true",
+        "--loss_scale_type=dynamic", "--loss_scale=1024", "--re_prob=0.3", "--hflip=0.5")  # fmt: skip
 
 
 def free_port() -> int:
@@ -85,6 +89,13 @@ class Training:
         """SIGTERM to each rank; msrun would orphan them instead of passing it on."""
         for beat in self.heartbeats.values():
             os.kill(beat["pid"], signal.SIGTERM)
+
+    def kill_worker(self, rank: int) -> None:
+        """SIGKILL to one rank, as the kernel does when memory is short."""
+        os.kill(self.heartbeats[rank]["pid"], signal.SIGKILL)
+
+    def ended(self) -> bool:
+        return self.process.poll() is not None
 
     def finish(self, timeout_s: float = 240) -> int:
         """Wait for msrun's end; returns its exit code."""

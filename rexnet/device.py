@@ -1,0 +1,59 @@
+"""The device and the ranks around it: starting both, and small sums over ranks."""
+
+from __future__ import annotations
+
+import hashlib
+
+import mindspore as ms
+from mindspore import Tensor
+
+from jobs.errors import SpecError
+from rexnet.recipe import Recipe
+from rexnet.step import SumOverRanks
+from rexnet.world import World
+
+
+def start_device(world: World) -> str:
+    """Graph mode on CPU, or on Ascend where there is one; joins the other ranks. Returns "CPU" or "Ascend"."""
+    ms.set_context(mode=ms.GRAPH_MODE)
+    if world.size > 1:
+        from mindspore.communication import init
+
+        init()
+        ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.STAND_ALONE)  # the step reduces by itself
+    return str(ms.get_context("device_target"))
+
+
+def mix_precision(network: ms.nn.Cell, recipe: Recipe, device: str) -> str:
+    """Cast the network as `amp_level` says, on Ascend; returns what is to be said about it, "" for nothing.
+
+    MindSpore's CPU convolutions know float32 only. Not run on hardware by us.
+    """
+    if recipe.amp_level == "O0":
+        return ""
+    if device != "Ascend":
+        return f"amp_level {recipe.amp_level} is for Ascend: {device} computes in float32"
+    ms.amp.auto_mixed_precision(network, amp_level=recipe.amp_level)
+    return ""
+
+
+class Ranks:
+    """What all ranks do together, besides the training step."""
+
+    def __init__(self, world: World) -> None:
+        self._size = world.size
+        self._cell = SumOverRanks() if world.size > 1 else None
+
+    def sum(self, value: int) -> int:
+        """Sum over ranks of a number below 2**24 (the CPU reduces floats only); all get here before any gets on."""
+        if self._cell is None:
+            return value
+        return int(self._cell(Tensor([value], ms.float32)).asnumpy()[0])
+
+    def agree(self, what: str, value: str) -> None:
+        """SpecError unless `value` is the same on all ranks, as far as 36 bits of its hash tell."""
+        digest = hashlib.sha256(value.encode()).hexdigest()
+        for part in (int(digest[i : i + 3], 16) for i in (0, 3, 6)):  # 12 bits each: exact for 4,096 ranks
+            if self.sum(part) != part * self._size:
+                raise SpecError(f"{what} is not the same on all ranks: here it is {value[:16]!r}",
+                                hint="run the same code, built alike, on every node")  # fmt: skip
