@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from cluster.processes import die_with_parent
 from jobs.errors import ClusterUnreachable, RetryableError
 from orchestrator.settings import Home
-from orchestrator.stack import Stack
+from orchestrator.stack import Stack, end_orphans
 
 _LOG = logging.getLogger("rexctl.daemon")
 _TICK_S = 0.4
@@ -71,16 +71,22 @@ def keep_serving(home: Home, stopped: threading.Event) -> None:
     ends soon. One whose Ray was replaced is ended at once: it would wait a minute for the old one."""
     command = [sys.executable, "-m", "orchestrator.daemon", "--home", str(home.path), "--serve"]
     stack, failures = Stack(home), 0
+    token, own = stack.token, stack.running()
     while not stopped.is_set():
         began = looked_at = time.monotonic()
         child = subprocess.Popen(command, preexec_fn=die_with_parent)  # noqa: PLW1509 - one thread
         while child.poll() is None and not stopped.wait(0.2):
             if time.monotonic() - looked_at > _SERVICES_S:
+                if not stack.is_recorded(os.getpid()):
+                    _LOG.warning("action=exit %s is no longer ours: its state directory was removed", home.path)
+                    child.kill()
+                    end_orphans(token, own)
+                    return
                 ray = stack.service("ray")
                 stack.tend(lambda line: _LOG.warning("action=restart_service %s", line))
                 if home.embedded_ray and stack.service("ray") != ray:
                     child.kill()
-                looked_at = time.monotonic()
+                looked_at, own = time.monotonic(), stack.running()
         if stopped.is_set():
             child.terminate()
             child.wait()

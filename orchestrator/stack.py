@@ -95,6 +95,11 @@ class Stack:
         found = (self.service(name) for name in ("ray", "mlflow", "control"))
         return [service for service in found if service is not None]
 
+    def is_recorded(self, pid: int) -> bool:
+        """Is the control plane on record that process? Not if somebody removed the state directory under it."""
+        service = self.service("control")
+        return service is not None and service.pid == pid
+
     # -- up
 
     def up(self, say: Progress = lambda line: None) -> Store:
@@ -261,6 +266,16 @@ class Stack:
                 import shutil
 
                 shutil.rmtree(outside)
+
+
+def end_orphans(token: str, services: list[Service]) -> None:
+    """End what a stack whose state directory is gone has left: nobody else can find it any more. Not this process."""
+    family: dict[int, int] = {}
+    for service in services:
+        if service.pid != os.getpid() and started_at(service.pid) == service.started:
+            family |= descendants(service.pid)
+    end_by_environment(ENV_STACK, token, grace_s=10.0, timeout_s=40.0)
+    end_family(family)
 
 
 def _free_port() -> int:

@@ -49,7 +49,7 @@ def graph_key(recipe: Recipe, world: World, *, program: str) -> str:
     shaping = recipe.model_dump(mode="json", exclude=set(_HOST_KEYS))
     device = "Ascend" if any(Path("/dev").glob("davinci[0-9]*")) else platform.machine()
     key = hashlib.sha256(f"{program} {shaping} {world.size} {device} {metadata.version('mindspore')}".encode())
-    key.update(kernels.digest().encode())
+    key.update(f"{kernels.digest()} {kernels.library()}".encode())  # a cached graph names the library by its path
     key.update(str(package).encode())  # MindSpore's own check of the program's files goes by their paths
     for name in ("model.py", "flat.py", "optimizer.py", "step.py", "evaluate.py", f"{program}.py"):
         key.update((package / name).read_bytes())

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cluster.processes import find_by_environment
+from cluster.processes import descendants, find_by_environment, is_alive, started_at
 from tests.support.rex import SECRET, Rex, counting_spec
 
 
@@ -148,3 +150,18 @@ def test_down_drains_what_runs_and_up_goes_on_with_it(rex: Rex, tmp_path: Path) 
     ended = rex.finish(job)
     assert ended["state"] == "succeeded"
     assert ended["attempts"][1]["from_step"] == ended["attempts"][0]["to_step"]
+
+
+def test_removed_state_directory_takes_its_processes_along(tmp_path: Path) -> None:
+    """`rm -rf` of a running stack's directory: nothing is started anew there, and nothing stays for ever."""
+    lost = Rex(tmp_path / "lost", slots=2)
+    assert lost("up").returncode == 0
+    token, services = lost.stack.token, lost.stack.running()
+    families = {pid: at for service in services for pid, at in descendants(service.pid).items()}
+    shutil.rmtree(lost.home.path)
+    deadline = time.monotonic() + 90
+    while left := [pid for pid, at in families.items() if is_alive(pid) and started_at(pid) == at]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+    assert find_by_environment("REX_STACK", token) == []
+    assert not (lost.home.path / "run" / "ray.json").exists()

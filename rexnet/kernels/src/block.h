@@ -67,6 +67,10 @@ inline const float* pack_backward(rex::Operation& op, const Conv& conv) {
   return packed;
 }
 
+// Into how many parts the rows are cut where each part sums a weight's gradient for itself: fixed by the number of
+// threads, so the bits are; a few for each thread, so that one which loses its CPU for a while does not hold up the rest.
+inline int64_t weight_slices() { return rex::num_threads() == 1 ? 1 : 3 * rex::num_threads(); }
+
 // Sums the slices of a weight's gradient, each (padded out, padded in), into (out, in).
 inline void join_slices(const float* slices, int64_t count, int64_t out, int64_t in, float* gradient) {
   const int64_t stride = padded(out) * padded(in);
@@ -154,7 +158,7 @@ inline void expand_backward(rex::Operation& op, const Conv& conv, const Source& 
                             Fill&& fill, const float* shortcut, float* dx, float* dweight) {
   const Cut cut(images, size, block_rows(conv.in, conv.out));
   const int64_t in = panels(conv.in), out = panels(conv.out), stride = cut.rows() * LANES;
-  const int64_t slices = std::min(cut.blocks(), rex::num_threads()), plane = padded(conv.in) * padded(conv.out);
+  const int64_t slices = std::min(cut.blocks(), weight_slices()), plane = padded(conv.in) * padded(conv.out);
   const float* const packed = dx ? pack_backward(op, conv) : nullptr;
   const int64_t room = padded(conv.out) * cut.most(), source_room = padded(conv.in) * cut.most();
   float* const scratch = op.take(slices * room);

@@ -149,7 +149,7 @@ inline void backward(const Bottleneck& b, const float* dy, float** outputs, rex:
   const Cut cut(n, out_size, block_rows(b.projection.in, b.projection.out));
   const int64_t stride = cut.rows() * LANES, room = padded(b.projection.in) * cut.most();
   const int64_t out_room = padded(b.projection.out) * cut.most();
-  const int64_t slices = std::min(cut.blocks(), rex::num_threads());
+  const int64_t slices = std::min(cut.blocks(), weight_slices());
   const int64_t plane = padded(b.projection.in) * padded(b.projection.out);
   const float* const packed = pack_backward(op, b.projection);
   float* const scratch = op.take(slices * (2 * room + out_room));
