@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.pairs import HEADER
 
-ALL = ("start", "step")
+ALL = ("step", "pipeline", "first_step", "start")
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 
 
@@ -20,7 +20,9 @@ def machine() -> str:
     """What this ran on, in a line."""
     info = Path("/proc/cpuinfo").read_text()
     model = next((line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name")), "?")
-    packages = ", ".join(f"{name} {version(name)}" for name in ("mindspore", "ray", "mlflow", "numpy"))
+    packages = ", ".join(
+        f"{name} {version(name)}" for name in ("mindspore", "ray", "mlflow", "numpy", "opencv-python-headless")
+    )
     return f"{os.cpu_count()} CPUs ({model}), Python {platform.python_version()}, {packages}"
 
 

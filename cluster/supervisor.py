@@ -168,13 +168,18 @@ class Supervisor:
         return self.msrun_exit is not None or self.link.closed or self.fault is not None or late or self._all_good()
 
     def _all_good(self) -> bool:
-        """All workers ended well, and so did msrun's scheduler process where it runs (or it had its time).
+        """All workers ended well, and so did msrun's scheduler process if other nodes may need it (or it had its time).
 
         msrun itself is not waited for: it takes seconds to notice, and knows no more.
         """
         if self.good_since is None:
             return False
-        return self.node_rank != 0 or -1 in self.outcomes or time.monotonic() - self.good_since > _SCHEDULER_GRACE_S
+        return (
+            self.plan.nodes == 1
+            or self.node_rank != 0
+            or -1 in self.outcomes
+            or time.monotonic() - self.good_since > _SCHEDULER_GRACE_S
+        )
 
     def _read_link(self) -> None:
         for message in self.link.receive():

@@ -37,7 +37,7 @@ else
     }
 fi
 echo "setup: installing the locked dependencies (MindSpore alone is 0.8 GB; a few minutes the first time)"
-"$UV" pip install --quiet --python "$VENV/bin/python" --require-hashes -r requirements.lock
+"$UV" pip install --quiet --compile-bytecode --python "$VENV/bin/python" --require-hashes -r requirements.lock
 "$UV" pip install --quiet --python "$VENV/bin/python" --no-deps --no-build-isolation --editable .
 echo "setup: building the kernels"
 "$VENV/bin/python" -m rexnet.kernels.build >/dev/null ||
