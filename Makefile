@@ -9,7 +9,7 @@ help: ## list the targets
 setup: ## make .venv with the locked dependencies and this repository
 	@sh tools/setup.sh
 
-demo: setup ## train ReXNet on the digits, be preempted half-way, resume, finish (about 5 minutes)
+demo: setup ## train ReXNet on the digits, be preempted half-way, resume, finish (about 3 minutes)
 	@$(BIN)/rexctl demo
 
 test: setup ## run every test that this machine can run; what it cannot is listed at the end

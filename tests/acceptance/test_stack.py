@@ -131,6 +131,22 @@ def test_job_starts_from_another_jobs_weights(rex: Rex, tmp_path: Path) -> None:
     assert refused.returncode == 2 and "no checkpoint at step 1" in refused.stderr and "valid: " in refused.stderr
 
 
+def test_verify_names_the_step_at_which_two_runs_part(rex: Rex, tmp_path: Path) -> None:
+    """One run was preempted and resumed, one was not, and one has another loss at step 30."""
+    whole = next(row.id for row in rex.store.jobs() if row.spec.name == "orphan")
+    assert len(rex.store.attempts(whole)) == 2
+    alike = rex.submit(counting_spec(tmp_path / "alike.yaml", "--steps", 60, "--step_s", 0.01, name="alike"))
+    arguments = ("--steps", 60, "--step_s", 0.01, "--odd_step", 30)
+    other = rex.submit(counting_spec(tmp_path / "other.yaml", *arguments, name="other"))
+    assert [rex.finish(job)["state"] for job in (alike, other)] == ["succeeded"] * 2
+    same = rex("verify", whole, alike)
+    assert (same.returncode, same.stderr) == (0, "") and "agree to the bit in all 60 steps" in same.stdout
+    parted = rex("verify", alike, other)
+    assert parted.returncode == 1 and "part at step 30: losses 0.0333" in parted.stdout and "2.0" in parted.stdout
+    assert "whole: steps 1 to 80" in rex("verify", whole).stdout
+    assert rex.json("verify", alike, other)["parts_at_step"] == 30
+
+
 def test_down_drains_what_runs_and_up_goes_on_with_it(rex: Rex, tmp_path: Path) -> None:
     job = rex.submit(counting_spec(tmp_path / "job.yaml", "--steps", 120, "--step_s", 0.1, name="longer"))
     rex.wait(job, lambda s: s["progress"]["step"] > 5)

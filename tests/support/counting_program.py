@@ -18,7 +18,7 @@ from pathlib import Path
 
 from cluster.storage import open_store
 from cluster.storage.checkpoints import CheckpointStore
-from jobs import contract
+from jobs import certificate, contract
 from jobs.contract import Exit, Heartbeat, HeartbeatSender, Phase, Report, write_report
 from jobs.errors import CorruptCheckpoint, FencedError, StoreUnavailable
 
@@ -41,6 +41,7 @@ def main() -> int:  # noqa: PLR0915 - one page, read from top to bottom
     parser.add_argument("--fail_attempt", type=int, default=1)
     parser.add_argument("--code", type=int, default=1)
     parser.add_argument("--ignore_term", action="store_true")
+    parser.add_argument("--odd_step", type=int, default=-1, help="the loss of this step is another one")
     parser.add_argument("--need_env", default=None, help="fail as badly configured unless this variable is set")
     given = parser.parse_args()
     if os.environ.get("MS_ROLE") == "MS_SCHED":
@@ -59,6 +60,7 @@ def main() -> int:  # noqa: PLR0915 - one page, read from top to bottom
     if given.need_env and given.need_env not in os.environ:
         return end(Exit.CONFIG, f"{given.need_env} is not set")
     step, state, parent, resumed = 0, b"", None, {"manifest": None, "step": 0}
+    digest, entries = certificate.START, []
     try:
         if rank == 0:
             start = store.start_attempt(attempt, must_resume=os.environ.get(contract.ENV_MUST_RESUME))
@@ -66,6 +68,7 @@ def main() -> int:  # noqa: PLR0915 - one page, read from top to bottom
             if start.manifest is not None:
                 step, state, parent = start.manifest.step, store.read(start.manifest, "state"), start.manifest.name
                 resumed = {"manifest": parent, "step": step}
+                digest = start.manifest.certificate
             beat = Heartbeat(**{**beat.__dict__, "resumed": resumed, "quarantined": quarantined})
     except (CorruptCheckpoint, FencedError) as error:
         return end(Exit.NO_REQUEUE, str(error))
@@ -77,13 +80,17 @@ def main() -> int:  # noqa: PLR0915 - one page, read from top to bottom
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "state"
             path.write_bytes(state)
+            trail = Path(folder) / certificate.FILE
+            trail.write_bytes(certificate.to_lines(entries))
+            entries.clear()
             manifest = store.commit(
                 attempt=attempt,
                 step=step,
                 epoch=0,
                 samples=step,
                 parent=parent,
-                files={"state": path},
+                files={"state": path, certificate.FILE: trail},
+                certificate=digest,
                 config_sha256=hashlib.sha256(b"").hexdigest(),
                 world_size=2,
                 seed=0,
@@ -104,6 +111,9 @@ def main() -> int:  # noqa: PLR0915 - one page, read from top to bottom
         time.sleep(given.step_s)
         step += 1
         state = hashlib.sha256(state + str(step).encode()).digest()
+        loss = 1.0 / step if step != given.odd_step else 2.0
+        entries.append(certificate.extend(digest, step=step, samples=b"", loss=loss, random_state=b""))
+        digest = entries[-1].digest
         first_step_at = first_step_at or time.time()
         if step == given.fail_at and rank == given.fail_rank and attempt == given.fail_attempt:
             print("about to fail", flush=True)
@@ -118,7 +128,7 @@ def main() -> int:  # noqa: PLR0915 - one page, read from top to bottom
                 "phase": Phase.TRAINING.value,
                 "step": step,
                 "total_steps": given.steps,
-                "loss": 1.0 / step,
+                "loss": loss,
                 "images_per_s": 1.0 / given.step_s,
                 "first_step_at": first_step_at,
                 "seconds": {"training": time.time() - begun},
