@@ -64,9 +64,9 @@ def build_msrun(
         if (name in INHERITED or name.startswith(INHERITED_PREFIXES)) and name not in MSRUN_OWN
     }
     env.update({name: node_env[name] for name in plan.from_env if name in node_env})
-    if plan.world_size <= QUICK_RETRY_WORKERS:
-        env.update(QUICK_RETRY)
     env.update(plan.env)
+    if plan.world_size <= QUICK_RETRY_WORKERS and not QUICK_RETRY.keys() & env.keys():
+        env.update(QUICK_RETRY)
     env.update(
         {
             "PATH": f"{bin_dir}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",

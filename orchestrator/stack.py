@@ -96,9 +96,16 @@ class Stack:
         return [service for service in found if service is not None]
 
     def is_recorded(self, pid: int) -> bool:
-        """Is the control plane on record that process? Not if somebody removed the state directory under it."""
-        service = self.service("control")
-        return service is not None and service.pid == pid
+        """Is the control plane on record that process? Not if somebody removed the state directory under it.
+
+        A record that cannot be read now says nothing.
+        """
+        try:
+            return bool(json.loads((self.home.run / "control.json").read_text())["pid"] == pid)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
 
     # -- up
 

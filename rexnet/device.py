@@ -50,10 +50,15 @@ class Ranks:
             return value
         return int(self._cell(Tensor([value], ms.float32)).asnumpy()[0])
 
-    def agree(self, what: str, value: str) -> None:
-        """SpecError unless `value` is the same on all ranks, as far as 36 bits of its hash tell."""
+    def same(self, value: str) -> bool:
+        """Is `value` the same on all ranks, as far as 36 bits of its hash tell? The answer is the same on all, too."""
         digest = hashlib.sha256(value.encode()).hexdigest()
-        for part in (int(digest[i : i + 3], 16) for i in (0, 3, 6)):  # 12 bits each: exact for 4,096 ranks
-            if self.sum(part) != part * self._size:
-                raise SpecError(f"{what} is not the same on all ranks: here it is {value[:16]!r}",
-                                hint="run the same code, built alike, on every node")  # fmt: skip
+        parts = [int(digest[i : i + 3], 16) for i in (0, 3, 6)]  # 12 bits each: exact for 4,096 ranks
+        alone = sum(self.sum(part) != part * self._size for part in parts)
+        return self.sum(alone) == 0
+
+    def agree(self, what: str, value: str) -> None:
+        """SpecError unless `value` is the same on all ranks."""
+        if not self.same(value):
+            raise SpecError(f"{what} is not the same on all ranks: here it is {value[:16]!r}",
+                            hint="run the same code, built alike, on every node")  # fmt: skip

@@ -17,7 +17,6 @@ import tarfile
 import tempfile
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -38,7 +37,7 @@ _HOST_KEYS = frozenset((
     "interpolation", "auto_augment", "re_prob", "re_scale", "re_ratio", "re_value", "re_max_attempts", "mean", "std",
     "crop_pct", "cutmix_prob", "ckpt_path", "keep_checkpoint_max", "ckpt_save_dir", "ckpt_save_interval",
     "ckpt_save_policy", "epoch_size", "ema_decay", "scheduler", "lr", "min_lr", "warmup_epochs", "warmup_factor",
-    "decay_epochs", "scale_lr", "shift_pixels", "max_corrupt", "max_steps", "ckpt_every_steps", "ckpt_store",
+    "decay_epochs", "shift_pixels", "max_corrupt", "max_steps", "ckpt_every_steps", "ckpt_store",
     "expected_top1", "expected_seconds", "fresh_head",
 ))  # fmt: skip
 
@@ -47,12 +46,13 @@ def graph_key(recipe: Recipe, world: World, *, program: str) -> str:
     """24 hex digits of all that shapes this rank's graphs: program, configuration, versions, device, kernels."""
     package = Path(__file__).parent
     shaping = recipe.model_dump(mode="json", exclude=set(_HOST_KEYS))
+    parts = recipe.accumulation(world.size) if program == "train" else 1
     device = "Ascend" if any(Path("/dev").glob("davinci[0-9]*")) else platform.machine()
-    key = hashlib.sha256(f"{program} {shaping} {world.size} {device} {metadata.version('mindspore')}".encode())
+    key = hashlib.sha256(f"{program} {shaping} {world.size} {parts} {device} {metadata.version('mindspore')}".encode())
     key.update(f"{kernels.digest()} {kernels.library()}".encode())  # a cached graph names the library by its path
     key.update(str(package).encode())  # MindSpore's own check of the program's files goes by their paths
-    for name in ("model.py", "flat.py", "optimizer.py", "step.py", "evaluate.py", f"{program}.py"):
-        key.update((package / name).read_bytes())
+    for path in sorted([*package.glob("*.py"), *(package / "kernels").glob("*.py")]):
+        key.update(path.read_bytes())  # MindSpore finds a graph by the order in which they are compiled
     return key.hexdigest()[:24]
 
 
@@ -72,10 +72,7 @@ class GraphCache:
         self._store_uri = environment.get(ENV_STORE, "")
         self._shared = Path(folder) / self._name
         self._own = Path(tempfile.mkdtemp(prefix="graphs-", dir=Path.cwd()))  # a killed rank leaves it to its attempt
-        with suppress(OSError):  # none yet, or just being replaced
-            shutil.copytree(self._shared, self._own, dirs_exist_ok=True)
-        if not self._files() and self._store_uri:
-            self._fetch()
+        self._restore()
         self._before = self._files()
         self.is_warm = bool(self._before)
         os.environ["MS_COMPILER_CACHE_ENABLE"] = "1"
@@ -85,21 +82,16 @@ class GraphCache:
         """Put new graphs back, on this node at once and among the job's objects in the background."""
         if self._shared is None or self._files() == self._before:
             return
+        if self._upload is not None and self._upload.is_alive():
+            return  # a slow store: the next one has these as well
+        self._before = self._files()
+        body = pack(self._own)
         try:
-            self._shared.parent.mkdir(parents=True, exist_ok=True)
-            aside = Path(tempfile.mkdtemp(prefix=".graphs-", dir=self._shared.parent))
-            shutil.copytree(self._own, aside / "new")
-            with suppress(FileNotFoundError):
-                self._shared.rename(aside / "old")
-            (aside / "new").rename(self._shared)
-            shutil.rmtree(aside, ignore_errors=True)
+            self._keep(body)
         except OSError as error:
             log.warning("action=graphs-not-kept cause=%s", error)
-        self._before = self._files()
         if self._store_uri:
-            if self._upload is not None:
-                self._upload.join()
-            self._upload = threading.Thread(target=self._send, args=(pack(self._own),), name="graphs", daemon=True)
+            self._upload = threading.Thread(target=self._send, args=(body,), name="graphs", daemon=True)
             self._upload.start()
 
     def close(self) -> None:
@@ -108,17 +100,33 @@ class GraphCache:
                 self._upload.join(_UPLOAD_S)
             shutil.rmtree(self._own, ignore_errors=True)
 
-    def _fetch(self) -> None:
-        try:
-            unpack(self._store().get(PREFIX + self._name), self._own)
-        except ObjectNotFound:
-            return
-        except (RexError, OSError, ValueError, tarfile.TarError) as error:
-            shutil.rmtree(self._own, ignore_errors=True)
-            self._own.mkdir()
-            log.warning("action=graphs-not-restored cause=%s; they are compiled", error)
-            return
-        log.info("action=graphs-restored name=%s", self._name)
+    def _restore(self) -> None:
+        """This node's graphs, else those among the job's objects; damaged or absent ones are compiled."""
+        for where, read in (("node", self._shared.read_bytes if self._shared else None), ("store", self._fetch)):
+            try:
+                body = read() if read else None
+                if body is not None:
+                    unpack(body, self._own)
+                    log.info("action=graphs-restored from=%s name=%s", where, self._name)
+                    return
+            except (FileNotFoundError, ObjectNotFound):
+                continue
+            except (RexError, OSError, ValueError, tarfile.TarError) as error:
+                shutil.rmtree(self._own, ignore_errors=True)
+                self._own.mkdir()
+                log.warning("action=graphs-not-restored from=%s cause=%s", where, error)
+
+    def _fetch(self) -> bytes | None:
+        return self._store().get(PREFIX + self._name) if self._store_uri else None
+
+    def _keep(self, body: bytes) -> None:
+        assert self._shared is not None
+        self._shared.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=".graphs-", dir=self._shared.parent, delete=False) as file:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(file.name, self._shared)
 
     def _send(self, body: bytes) -> None:
         try:
@@ -132,8 +140,10 @@ class GraphCache:
     def _store(self) -> ObjectStore:
         return open_store(self._store_uri)
 
-    def _files(self) -> set[str]:
-        return {str(path.relative_to(self._own)) for path in self._own.rglob("*") if path.is_file()}
+    def _files(self) -> set[tuple[str, int, int]]:
+        """Name, size and time of change of each file."""
+        files = [path for path in self._own.rglob("*") if path.is_file()]
+        return {(str(path.relative_to(self._own)), path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
 
 def pack(folder: Path) -> bytes:

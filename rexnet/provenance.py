@@ -10,7 +10,7 @@ from pathlib import Path
 
 def library_versions(device: str) -> dict[str, str]:
     """Versions that may change a result's bits, and the kind of device."""
-    names = ("mindspore", "numpy")
+    names = ("mindspore", "numpy", "opencv-python-headless", "pillow")
     return {"python": platform.python_version(), "device": device, **{name: metadata.version(name) for name in names}}
 
 

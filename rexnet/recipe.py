@@ -155,7 +155,7 @@ class Recipe(BaseModel):
     aux_factor: Zero = 0.0
     reduction: Literal["mean"] = "mean"
     # mixed precision
-    amp_level: AmpLevel = "O0"  # on Ascend; the CPU computes in float32, and says so
+    amp_level: Literal["O0", "O2", "O3"] = "O0"  # on Ascend; the CPU computes in float32, and says so
     val_amp_level: AmpLevel = "O0"
     amp_cast_list: None = None
     loss_scale_type: Literal["fixed", "dynamic"] = "fixed"
@@ -184,6 +184,12 @@ class Recipe(BaseModel):
             raise ValueError(f"min_lr: {self.min_lr} is above lr {self.lr}")
         if self.auto_augment is not None and not self.auto_augment.startswith("randaug"):
             raise ValueError(f"auto_augment: {self.auto_augment!r} is not supported, randaug-... is")
+        if self.auto_augment is not None:
+            from rexnet.data.randaug import parse_randaug  # brings OpenCV along: only where it is asked for
+
+            parse_randaug(self.auto_augment, mean=self.mean, interpolation=self.interpolation)
+        if self.opt in ("adam", "adamw") and self.use_nesterov:
+            raise ValueError(f"use_nesterov: not supported with opt {self.opt}, only with sgd and momentum")
         if self.mixup and self.batch_size % 2:
             raise ValueError(f"batch_size: mixup needs an even one, since neighbours are mixed, not {self.batch_size}")
         if self.global_batch and not self.scale_lr and self.gradient_accumulation_steps > 1:

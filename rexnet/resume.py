@@ -46,7 +46,7 @@ def restore(
         was = manifest.samples // max(manifest.step, 1)
         raise SpecError(
             f"{manifest.name} was made with a global batch of {was}, this run has one of {global_batch}",
-            hint=f"say --global_batch {was}: it is kept on any number of devices, by accumulation",
+            hint=f"say --global_batch {was}, without scale_lr: it is kept on any number of devices, by accumulation",
         )
     arrays = read_arrays(store.read(manifest, STATE), manifest.name)
     own = {parameter.name for parameter in parameters}

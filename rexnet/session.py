@@ -18,7 +18,9 @@ from mindspore import Tensor
 
 from cluster.storage import open_store
 from cluster.storage.checkpoints import CheckpointStore
+from jobs.certificate import START
 from jobs.contract import ENV_JOB, ENV_MLFLOW_RUN, ENV_STORE, Phase
+from jobs.errors import SpecError
 from jobs.manifest import Manifest
 from rexnet import kernels, resume
 from rexnet.checkpoint import Arrays, CheckpointWriter, Snapshot, copy_arrays
@@ -51,6 +53,10 @@ class Session:
         self.accumulation = recipe.accumulation(world.size)
         train_set = ImageFolder(recipe.data_dir, recipe.train_split, num_classes=recipe.num_classes)
         val_set = ImageFolder(recipe.data_dir, recipe.val_split, num_classes=recipe.num_classes)
+        if train_set.classes != val_set.classes:
+            odd = sorted(set(train_set.classes) ^ set(val_set.classes))
+            raise SpecError(f"data_dir: {recipe.train_split} and {recipe.val_split} have other classes: {odd[:5]}",
+                            hint="the same folders have to be in both")  # fmt: skip
         self.order = SampleOrder(
             seed=recipe.seed,
             num_samples=min(len(train_set), recipe.num_samples or len(train_set)),
@@ -71,6 +77,9 @@ class Session:
         served = {"kernels": kernels.digest(), "instruction_set": kernels.instruction_set()}
         self.versions = library_versions(device) | served
         self.ranks.agree("the digest of the kernels", self.versions["kernels"])
+        alike = self.ranks.same(f"{self.versions} {len(world.cpus)}")
+        if not alike and world.is_first:
+            log.warning("action=ranks-differ cause=versions, instruction set or number of CPUs: bits depend on where")
         self.train = TrainStep(self.network, recipe, world.size, self.accumulation)
         self.parameters = list(self.network.get_parameters())
         self.share_statistics = ShareStatistics(self.network, world.rank) if world.size > 1 else None
@@ -130,6 +139,7 @@ class Session:
         self.images_per_s = self.order.global_batch / (time.monotonic() - began)
         if not self.compiled:
             self.compiled = True
+            self.graphs.publish()  # now, since the first validation may be hours away
             self.pulse.enter(Phase.TRAINING, first_step_at=time.time(), step=self.step)
         return mean_loss, num_stop > 0
 
@@ -218,7 +228,7 @@ class Session:
             return 0
         resume.restore(self.store, manifest, self.parameters, self.train, self.order.global_batch)
         self.metrics = dict(manifest.metrics)
-        self.trail = Trail(manifest.certificate)
+        self.trail = Trail(manifest.certificate or START)
         if self.world.is_first:
             for difference in resume.differences(manifest, self.world, self.recipe, self.versions):
                 log.warning("action=resume-differs cause=%s: not bit-identical", difference)

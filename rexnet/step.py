@@ -54,6 +54,7 @@ class Gradient(nn.Cell):  # type: ignore[misc]
         self, images: Tensor, labels: Tensor, other_labels: Tensor, mask: Tensor, paths: Tensor, control: Tensor
     ) -> Tensor:
         logits = self.network(images, mask if self.drops else None, paths if self.has_paths else None)
+        logits = logits.astype(ms.float32)  # under mixed precision on Ascend they are not
         loss = self.criterion(logits, labels)
         if self.mixes:
             loss = control[MIX] * loss + (1 - control[MIX]) * self.criterion(logits, other_labels)

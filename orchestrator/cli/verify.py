@@ -32,7 +32,9 @@ def command(
         if json:
             return print_json(shown(left))
         print(f"{left.job_id}: certificate of step {left.step} is {left.digest}")
-        return print(f"its chain to {left.manifest} is whole: steps {left.entries[0].step} to {left.entries[-1].step}")
+        steps = [entry.step for entry in left.entries]
+        whole = "whole" if steps[:1] in ([], [1]) else "whole as far back as its checkpoints are there"
+        return print(f"its chain to {left.manifest} is {whole}: steps {steps[0]} to {steps[-1]}" if steps else whole)
     found = compare(left, right := certificate_of(store.get(other)))
     part = found.difference
     if json:

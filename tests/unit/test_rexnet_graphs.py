@@ -98,7 +98,8 @@ def test_every_bit_counts_when_unpacking(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change", [{"model": "rexnet_10"}, {"batch_size": 2}, {"ema": True}, {"opt": "adamw"}, {"loss_scale": 2.0},
-               {"label_smoothing": 0.1}, {"clip_grad": True}, {"image_resize": 64}, {"global_batch": 512}]
+               {"label_smoothing": 0.1}, {"clip_grad": True}, {"image_resize": 64}, {"global_batch": 512},
+               {"scale_lr": True}]
 )  # fmt: skip
 def test_what_shapes_a_graph_changes_its_key(change: dict[str, object]) -> None:
     assert graph_key(make_recipe({"lr": 0.1, **change}, "t"), WORLD, program="train") != graph_key(
