@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jobs.errors import CorruptCheckpoint, UnknownManifest
 
-VERSION = 2  # 2 brought the certificate
+VERSION = 1
 PREFIX = "manifests/"
 _NAME = re.compile(r"^manifests/(\d{6})-(\d{9})\.json$")
 _SHA256 = r"^[0-9a-f]{64}$"
@@ -63,8 +63,7 @@ class Manifest(_Frozen):
         return manifest_name(self.attempt, self.step)
 
     def to_bytes(self) -> bytes:
-        values = self.model_dump(mode="json", exclude={"certificate"} if self.version < 2 else set())
-        return (json.dumps(values, sort_keys=True, indent=1) + "\n").encode()
+        return (json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1) + "\n").encode()
 
     def sha256(self) -> str:
         return hashlib.sha256(self.to_bytes()).hexdigest()
