@@ -1,8 +1,8 @@
 """Compiled graphs that outlive the attempt: on this node in a folder, for other nodes with the job's objects.
 
-A graph takes half a minute to compile on CPU and eight on Ascend (463 s, the card's own figure). MindSpore numbers its
-cached graphs and writes them in place, so each process works on a copy of its own, and puts it back whole when it has
-more. The key holds all that shapes a graph; a cached one is believed only if its digest is right.
+Compiling takes seconds on CPU (docs/benchmarks.md) and minutes on Ascend (463 s, the card's own figure). MindSpore
+numbers its cached graphs and writes them in place, so each process works on a copy of its own, and puts it back whole
+when it has more. The key holds all that shapes a graph; a cached one is believed only if its digest is right.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import logging
 import os
 import platform
 import shutil
-import tarfile
 import tempfile
 import threading
+import time
+import zipfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +30,7 @@ from rexnet.world import World
 
 log = logging.getLogger(__name__)
 PREFIX = "graphs/"
+_ASIDE, _ASIDE_S = ".graphs-", 3600.0  # names of what is being written, and when such a file is surely nobody's
 _UPLOAD_S = 20.0  # how long the end of an attempt waits for an upload
 # Keys that the host alone reads. Any other one shapes the graph, also one that is added and not thought of here.
 _HOST_KEYS = frozenset((
@@ -111,7 +113,7 @@ class GraphCache:
                     return
             except (FileNotFoundError, ObjectNotFound):
                 continue
-            except (RexError, OSError, ValueError, tarfile.TarError) as error:
+            except (RexError, OSError, ValueError, zipfile.BadZipFile) as error:
                 shutil.rmtree(self._own, ignore_errors=True)
                 self._own.mkdir()
                 log.warning("action=graphs-not-restored from=%s cause=%s", where, error)
@@ -122,7 +124,10 @@ class GraphCache:
     def _keep(self, body: bytes) -> None:
         assert self._shared is not None
         self._shared.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(prefix=".graphs-", dir=self._shared.parent, delete=False) as file:
+        for left in self._shared.parent.glob(f"{_ASIDE}*"):
+            if left.stat().st_mtime < time.time() - _ASIDE_S:  # of a process that was killed before it could rename
+                left.unlink(missing_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=_ASIDE, dir=self._shared.parent, delete=False) as file:
             file.write(body)
             file.flush()
             os.fsync(file.fileno())
@@ -147,10 +152,12 @@ class GraphCache:
 
 
 def pack(folder: Path) -> bytes:
-    """The folder as a compressed archive, after the hex sha256 of that archive and a line's end."""
+    """The folder's files as a compressed archive, after the hex sha256 of that archive and a line's end."""
     archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
-        tar.add(folder, arcname=".")
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as packed:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                packed.write(path, path.relative_to(folder))
     return hashlib.sha256(archive.getvalue()).hexdigest().encode() + b"\n" + archive.getvalue()
 
 
@@ -159,5 +166,5 @@ def unpack(body: bytes, folder: Path) -> None:
     digest, _, archive = body.partition(b"\n")
     if hashlib.sha256(archive).hexdigest().encode() != digest:
         raise ValueError("the cached graphs are damaged: their sha256 is not the one they were stored with")
-    with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
-        tar.extractall(folder, filter="data")
+    with zipfile.ZipFile(io.BytesIO(archive)) as packed:
+        packed.extractall(folder)  # keeps within the folder, whatever names the archive has

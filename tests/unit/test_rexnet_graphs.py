@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 
@@ -77,6 +78,19 @@ def test_absent_store_costs_a_compilation_and_no_more(tmp_path: Path) -> None:
     again = GraphCache(environment(tmp_path / "node-1"), RECIPE, WORLD, program="train")
     assert again.is_warm
     again.close()
+
+
+def test_leftover_of_a_killed_writer_is_removed_and_a_living_ones_is_not(tmp_path: Path) -> None:
+    node = tmp_path / "node-1"
+    node.mkdir()
+    (node / ".graphs-killed").write_bytes(b"half")
+    os.utime(node / ".graphs-killed", (0, 0))
+    (node / ".graphs-living").write_bytes(b"half")
+    cache = GraphCache(environment(node), RECIPE, WORLD, program="train")
+    compiled(cache, b"graph")
+    cache.publish()
+    cache.close()
+    assert sorted(path.name for path in node.glob(".graphs-*")) == [".graphs-living"]
 
 
 def test_every_bit_counts_when_unpacking(tmp_path: Path) -> None:
