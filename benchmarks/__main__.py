@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import subprocess
 import sys
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.pairs import HEADER
+from benchmarks.step import torch_python
+from rexnet import kernels
 
 ALL = ("step", "pipeline", "first_step", "start")
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
@@ -23,7 +26,12 @@ def machine() -> str:
     packages = ", ".join(
         f"{name} {version(name)}" for name in ("mindspore", "ray", "mlflow", "numpy", "opencv-python-headless")
     )
-    return f"{os.cpu_count()} CPUs ({model}), Python {platform.python_version()}, {packages}"
+    python = torch_python()
+    if python is not None:
+        asked = [python, "-c", "import torch; print(torch.__version__)"]
+        packages += f", torch {subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()}"
+    instructions = kernels.instruction_set()
+    return f"{os.cpu_count()} CPUs ({model}, {instructions}), Python {platform.python_version()}, {packages}"
 
 
 def main() -> int:

@@ -1,17 +1,16 @@
-"""The shape of ReXNet 0.9 as numbers, for the peers of the step's benchmark; imports nothing."""
+"""The shape of ReXNet 0.9 for the peers of the step's benchmark, one of which runs in PyTorch's own interpreter.
 
-STEM, LAST, CLASSES = 32, 1152, 1000
-STAGES = ((1, 1, False), (2, 2, False), (2, 2, True), (3, 2, True), (3, 1, True), (5, 2, True))  # blocks, stride, gate
-WIDTH, FIRST, ADDED, NUM_BLOCKS = 0.9, 16, 180, 16
+It imports what needs no package at all.
+"""
+
+from rexnet import architecture
+
+_WIDTH = architecture.MODELS["rexnet_09"]
+STEM, LAST, CLASSES = architecture.blocks(_WIDTH)[0].before, architecture.last_channels(_WIDTH), 1000
 
 
 def blocks() -> list[tuple[int, int, int, int, bool]]:
     """(in, wide, out, stride, gated) of the 16 bottlenecks."""
-    found: list[tuple[int, int, int, int, bool]] = []
-    planes, before = FIRST / WIDTH, STEM
-    for count, stride, gated in STAGES:
-        for i in range(count):
-            after = round(planes * WIDTH)
-            found.append((before, before * (6 if found else 1), after, stride if i == 0 else 1, gated))
-            before, planes = after, planes + ADDED / NUM_BLOCKS
-    return found
+    return [
+        (block.before, block.channels, block.after, block.stride, block.gated) for block in architecture.blocks(_WIDTH)
+    ]

@@ -19,6 +19,8 @@ from mindspore import ParameterTuple, Tensor, nn, ops
 from benchmarks.rexnet_shape import CLASSES, LAST, STEM, blocks
 from benchmarks.worker import serve
 
+LR = 0.01
+
 
 def unit(
     before: int, after: int, *, kernel: int = 1, stride: int = 1, groups: int = 1, act: Any = None
@@ -79,7 +81,7 @@ class Step(nn.Cell):  # type: ignore[misc]
         self.network, self.criterion = network, nn.CrossEntropyLoss()
         weights = ParameterTuple(network.trainable_params())
         self.gradients = ms.value_and_grad(self._loss, None, weights)
-        self.optimizer = nn.SGD(weights, learning_rate=0.01, momentum=0.9)
+        self.optimizer = nn.SGD(weights, learning_rate=LR, momentum=0.9)
 
     def construct(self, images: Tensor, labels: Tensor) -> Tensor:
         loss, gradients = self.gradients(images, labels)
@@ -89,20 +91,32 @@ class Step(nn.Cell):  # type: ignore[misc]
         return self.criterion(self.network(images), labels)
 
 
-def make_step(which: str, batch: int, size: int) -> Callable[[], None]:
+def make_step(which: str, batch: int, size: int) -> Callable[[], object]:
     ms.set_context(mode=ms.GRAPH_MODE)
-    if which == "builtin":
-        network: nn.Cell = Builtin()
-    else:
-        from rexnet.model import create_model
-
-        network = create_model("rexnet_09", num_classes=CLASSES, image_size=size, seed=0)
-    step = Step(network)
-    step.set_train(True)
     random = np.random.default_rng(0)
     images = Tensor(random.standard_normal((batch, 3, size, size), dtype=np.float32))
     labels = Tensor(random.integers(0, CLASSES, batch).astype(np.int32))
-    return lambda: step(images, labels).asnumpy()
+    if which == "builtin":
+        step = Step(Builtin())
+        step.set_train(True)
+        return lambda: step(images, labels).asnumpy()
+
+    from rexnet.model import create_model
+    from rexnet.recipe import make_recipe
+    from rexnet.step import TrainStep
+
+    # What `rexnet.train` runs, with the peers' update: no decay, momentum 0.9 without Nesterov.
+    wanted = {"opt": "momentum", "lr": LR, "weight_decay": 0.0, "drop_rate": 0.0, "batch_size": batch}
+    network = create_model("rexnet_09", num_classes=CLASSES, image_size=size, seed=0)
+    train = TrainStep(network, make_recipe(wanted, "benchmark"), world_size=1)
+    none, control = Tensor(np.zeros((1, 1), np.float32)), Tensor(np.array([LR, 0, 1, 0], np.float32))
+    inputs = [(images, labels, labels, none, none)]
+
+    def train_once() -> object:
+        loss, _ = train(inputs, control)
+        return loss.asnumpy()
+
+    return train_once
 
 
 if __name__ == "__main__":

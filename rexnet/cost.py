@@ -1,7 +1,6 @@
 """What a ReXNet costs, from its description alone and without MindSpore: parameters, multiply-adds, memory.
 
-The layers follow arXiv 2007.00992 as MindCV builds them; the tests hold the sums against the model itself and against
-the published figures.
+The tests hold the sums against the model itself and against the published figures.
 """
 
 from __future__ import annotations
@@ -9,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rexnet.recipe import MODELS, Recipe
+from rexnet.architecture import MODELS, blocks, gate_channels, last_channels
+from rexnet.recipe import Recipe
 
-STAGES = ((1, 1, False), (2, 2, False), (2, 2, True), (3, 2, True), (3, 1, True), (5, 2, True))  # blocks, stride, gate
-STEM, FIRST, ADDED, LAST, EXPANSION, GATE_SHARE = 32, 16, 180, 1280, 6, 12
 FLOAT32, FLOAT16 = 4, 2  # bytes
 _STATE_COPIES = {"sgd": 1, "momentum": 1, "adam": 2, "adamw": 2}  # arrays of the weights' size that an optimiser keeps
 
@@ -83,34 +81,22 @@ def memory_of(recipe: Recipe, *, accumulation: int, half: bool = False, fused: b
 
 
 def _layers(width: float, num_classes: int, image_size: int) -> Iterator[Cost]:
-    small = max(1.0, 1 / width)  # below width 1 stem and first block keep their channels
-    stem, planes = round(STEM * small * width), FIRST * small
+    shape, last = blocks(width), last_channels(width)
     size = _half(image_size)
-    yield _conv_norm(3, stem, 3, size, activation=True)
-    before, num_blocks = stem, sum(blocks for blocks, _, _ in STAGES)
-    after = round(planes * width)
-    first = True
-    for blocks, stage_stride, gate in STAGES:
-        for block in range(blocks):
-            stride = stage_stride if block == 0 else 1
-            if not first:
-                before, planes = round(planes * width), planes + ADDED / num_blocks
-                after = round(planes * width)
-            channels = before if first else before * EXPANSION
-            if not first:
-                yield _conv_norm(before, channels, 1, size, activation=True)
-            size_in, size = size, _half(size) if stride == 2 else size
-            yield _conv_norm(1, channels, 3, size, activation=False)
-            if gate:
-                yield _gate(channels, size)
-            yield Cost(activations=channels * size**2)  # ReLU6
-            yield _conv_norm(channels, after, 1, size, activation=False)
-            yield Cost(fused_activations=_up(channels) * (size_in**2 + size**2) + 2 * _up(after) * size**2)
-            if stride == 1 and before <= after:
-                yield Cost(activations=after * size**2)  # sum with the shortcut
-            first = False
-    last = int(LAST * width)
-    yield _conv_norm(after, last, 1, size, activation=True)
+    yield _conv_norm(3, shape[0].before, 3, size, activation=True)
+    for block in shape:
+        if block.expands:
+            yield _conv_norm(block.before, block.channels, 1, size, activation=True)
+        size_in, size = size, _half(size) if block.stride == 2 else size
+        yield _conv_norm(1, block.channels, 3, size, activation=False)
+        if block.gated:
+            yield _gate(block.channels, size)
+        yield Cost(activations=block.channels * size**2)  # ReLU6
+        yield _conv_norm(block.channels, block.after, 1, size, activation=False)
+        yield Cost(fused_activations=_up(block.channels) * (size_in**2 + size**2) + 2 * _up(block.after) * size**2)
+        if block.has_shortcut:
+            yield Cost(activations=block.after * size**2)  # sum with the shortcut
+    yield _conv_norm(shape[-1].after, last, 1, size, activation=True)
     yield Cost(
         trainable=last * num_classes + num_classes, multiply_adds=last * num_classes, activations=last + num_classes
     )
@@ -130,7 +116,7 @@ def _conv_norm(fan: int, channels: int, kernel: int, size: int, *, activation: b
 
 def _gate(channels: int, size: int) -> Cost:
     """Squeeze and excite: two 1x1 convolutions with biases around a batch norm, then the product with the maps."""
-    reduced = channels // GATE_SHARE
+    reduced = gate_channels(channels)
     return Cost(
         trainable=2 * channels * reduced + reduced + channels + 2 * reduced,
         statistics=2 * reduced,

@@ -6,7 +6,7 @@ of 2**-24; so no order of adding them matters, and any number of ranks gets the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from rexnet.model import ReXNet
 from rexnet.step import SumOverRanks
 from rexnet.world import World
 
+ASK_EVERY = 4  # batches between two questions whether to stop: on several ranks each one is a collective
 LOSS_UNIT = 2.0**-24  # 6e-8: finer than float32 knows a loss above 1
 LARGEST_LOSS = 2.0**16  # beyond it a loss counts as infinite
 LIMB_BITS, NUM_LIMBS = 12, 5  # float32 adds integers below 2**24 exactly: 4,096 ranks of limbs below 2**12
@@ -93,22 +94,34 @@ class Evaluator:
         self._batches, self._num_classes = batches, len(classes)
         self._sum = SumOverRanks() if world.size > 1 else None
 
-    def run(self) -> dict[str, float]:
-        """{"top1", "top5", "loss"}, equal on all ranks. Afterwards the network is to be set to training again."""
-        return self.count().metrics()
+    def run(self, stop: Callable[[], bool]) -> dict[str, float] | None:
+        """{"top1", "top5", "loss"}, equal on all ranks; None if `stop` said so, which has to say the same on all.
+
+        It is asked before the first batch and every `ASK_EVERY` batches. Afterwards the network is to be set to
+        training again.
+        """
+        table = self._count(stop)
+        return None if table is None else Counts(table).metrics()
 
     def count(self) -> Counts:
         """The table of counts, equal on all ranks. Afterwards the network is to be set to training again."""
+        table = self._count(lambda: False)
+        assert table is not None
+        return Counts(table)
+
+    def _count(self, stop: Callable[[], bool]) -> Table | None:
         self._cell.set_train(False)
         table = np.zeros((self._num_classes, 5), np.int64)
         for number, (images, labels, weight) in enumerate(self._batches):
+            if number % ASK_EVERY == 0 and stop():
+                return None
             present = weight > 0
             # A rank without samples computes nothing, since no other waits for it in the graph; but it compiles, since
             # MindSpore's cache finds graphs by the order of their compilation.
             if present.any() or number == 0:
                 results = self._cell(Tensor(images), Tensor(labels)).asnumpy()
                 add_results(table, labels[present], results[present])
-        return Counts(self._over_ranks(table))
+        return self._over_ranks(table)
 
     def _over_ranks(self, table: Table) -> Table:
         if self._sum is None:

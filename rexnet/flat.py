@@ -32,6 +32,17 @@ def _set_one(flat: Tensor, parameter: Tensor, start: int, size: int, shape: tupl
     return ops.assign(parameter, _reshape(_slice(flat, (start,), (size,)), shape))
 
 
+def in_place(name: str) -> Any:
+    """The kernels' function of that name that writes some of its inputs; None where the kernels do not serve.
+
+    Its output is one number, for whoever has to come after it: MindSpore does not know what it writes.
+    """
+    library = kernels.library()
+    if library is None:
+        return None
+    return ops.Custom(f"{library}:{name}", lambda *_: [1], lambda *_: ms.float32, func_type="aot")
+
+
 class Gather(nn.Cell):  # type: ignore[misc]
     """A tuple of float32 tensors -> the vector of them one after the other."""
 
@@ -63,16 +74,31 @@ class Scatter(nn.Cell):  # type: ignore[misc]
         self.shapes = tuple(tuple(p.shape) for p in parameters)
         self.sizes = tuple(math.prod(shape) for shape in self.shapes)
         self.starts = (0, *itertools.accumulate(self.sizes[:-1]))
-        library = kernels.library()
-        self.custom: Any = None
-        if library is not None:
-            self.custom = ops.Custom(f"{library}:scatter_flat", lambda *_: [1], lambda *_: ms.float32, func_type="aot")
+        self.custom = in_place("scatter_flat")
         self.map = ops.HyperMap()
 
     def construct(self, flat: Tensor) -> Any:
         if self.custom is not None:
             return self.custom(flat, *self.parameters)
         return self.map(ops.partial(_set, flat), self.parameters, self.starts, self.sizes, self.shapes)
+
+
+class Average(nn.Cell):  # type: ignore[misc]
+    """Moves `average` (k,), in place, towards parameters of k elements in all: decay * average + (1 - decay) * them.
+
+    Returns what to depend on for being after it.
+    """
+
+    def __init__(self, average: Parameter) -> None:
+        super().__init__(auto_prefix=False)
+        self.average = average
+        self.gather = Gather()
+        self.custom = in_place("average_flat")
+
+    def construct(self, parameters: tuple[Tensor, ...], decay: Tensor) -> Any:
+        if self.custom is not None:
+            return self.custom(self.average, decay, *parameters)
+        return ops.assign(self.average, self.average * decay + self.gather(parameters) * (1 - decay))
 
 
 def sum_of_squares(flat: Tensor, length: int) -> Tensor:

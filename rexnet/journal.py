@@ -6,13 +6,13 @@ MLflow's key of a point is (key, timestamp, step, run, value), so sending one tw
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from jobs.errors import CorruptCheckpoint
+from rexnet.backlog import Backlog
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,33 +38,21 @@ def from_lines(body: bytes, source: str) -> list[Point]:
         raise CorruptCheckpoint(f"{source} is no metrics journal: {error}") from error
 
 
-class Journal:
+class Journal(Backlog[Point]):
     """The points of this attempt: all of them in a local file, those not yet committed also in memory."""
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab", buffering=0)
-        self._pending: list[Point] = []
-        self._lock = threading.Lock()  # the checkpoint thread says what is committed
 
     def add(self, step: int, values: dict[str, float]) -> list[Point]:
         """Record these values at `step`, now; returns the points."""
         now = int(time.time() * 1000)
         points = [Point(key, float(value), step, now) for key, value in values.items()]
         self._file.write(to_lines(points))
-        with self._lock:
-            self._pending.extend(points)
+        self._append(points)
         return points
-
-    def pending(self) -> list[Point]:
-        """The points that no committed manifest covers yet."""
-        with self._lock:
-            return list(self._pending)
-
-    def committed(self, step: int) -> None:
-        """A manifest covers all points up to `step`."""
-        with self._lock:
-            self._pending = [point for point in self._pending if point.step > step]
 
     def close(self) -> None:
         self._file.close()

@@ -1,8 +1,9 @@
 """Weights' files for people: MindCV's `ckpt_save_policy`, beside the chain of checkpoints that a resume reads.
 
-After a validation rank 0 writes `<model>-<epoch>_<step>.ckpt` with MindCV's parameter names, and deletes what the
-policy lets go. `index.json` beside the files says which are ours, so a restarted run goes on with them. A file that
-the index does not name with its SHA-256 is never deleted nor written over. The folder belongs to one run.
+Every `ckpt_save_interval` epochs, and after the last, rank 0 writes `<model>-<epoch>_<step>.ckpt` with MindCV's
+parameter names, and deletes what the policy lets go. `index.json` beside the files says which are ours, so a restarted
+run goes on with them. A file that the index does not name with its SHA-256 is never deleted nor written over. The
+folder belongs to one run.
 """
 
 from __future__ import annotations

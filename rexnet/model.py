@@ -23,28 +23,10 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from jobs.errors import SpecError
 from rexnet import kernels
+from rexnet.architecture import MODELS, Block, blocks, gate_channels, last_channels
 from rexnet.kernels.ops import bottleneck, first_block, head
-from rexnet.recipe import MODELS
 
-STAGE_LAYERS = (1, 2, 2, 3, 3, 5)
-STAGE_STRIDES = (1, 2, 2, 2, 1, 2)
-STAGE_SE = (False, False, True, True, True, True)
-STEM_CHANNELS, INITIAL_CHANNELS, ADDED_CHANNELS, LAST_CHANNELS = 32, 16, 180, 1280
-SE_RATIO = 1 / 12
 LARGEST_MATRIX_MAP = 16  # pixels; beyond it the matrices outgrow what they save
-
-
-def block_channels(width: float) -> list[tuple[int, int]]:
-    """(in, out) channels of the 16 bottlenecks: they grow linearly by 180 * width in all (section 3.3 of the paper)."""
-    num_blocks = sum(STAGE_LAYERS)
-    planes: float = INITIAL_CHANNELS / width if width < 1.0 else INITIAL_CHANNELS
-    stem: float = STEM_CHANNELS / width if width < 1.0 else STEM_CHANNELS
-    channels = [(round(stem * width), round(planes * width))]
-    for _ in range(num_blocks - 1):
-        before = round(planes * width)
-        planes += ADDED_CHANNELS / num_blocks
-        channels.append((before, round(planes * width)))
-    return channels
 
 
 def tap_matrix(size: int, stride: int) -> np.ndarray[Any, Any]:
@@ -130,7 +112,7 @@ class SqueezeExcite(nn.Cell):  # type: ignore[misc]
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        reduced = int(channels * SE_RATIO)
+        reduced = gate_channels(channels)
         self.conv_reduce = nn.Conv2d(channels, reduced, 1, has_bias=True, weight_init="zeros", bias_init="zeros")
         self.bn = nn.BatchNorm2d(reduced)
         self.conv_expand = nn.Conv2d(reduced, channels, 1, has_bias=True, weight_init="zeros", bias_init="zeros")
@@ -147,21 +129,18 @@ class SqueezeExcite(nn.Cell):  # type: ignore[misc]
 
 
 class LinearBottleneck(nn.Cell):  # type: ignore[misc]
-    """Expand, depthwise, gate, project; the shortcut is added to the first `in_channels` of the output alone."""
+    """Expand, depthwise, gate, project; the shortcut is added to the first `before` channels of the output alone."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, expansion: int, *, stride: int, gate: bool, size: int, path: int
-    ) -> None:
+    def __init__(self, block: Block, *, size: int, path: int) -> None:
         super().__init__()
         self.path = path  # the block's column of `paths`, or -1: never dropped
-        self.stride, self.gated, self.fused = stride, gate, False
-        self.shortcut = stride == 1 and in_channels <= out_channels
-        self.in_channels, self.grows = in_channels, out_channels > in_channels
-        channels = in_channels * expansion
-        self.conv_exp = ConvNorm(in_channels, channels, act=True) if expansion != 1 else nn.Identity()
-        self.conv_dw = DepthwiseNorm(channels, stride, size)
-        self.se = SqueezeExcite(channels) if gate else nn.Identity()
-        self.conv_pwl = ConvNorm(channels, out_channels)
+        self.stride, self.gated, self.fused = block.stride, block.gated, False
+        self.shortcut = block.has_shortcut
+        self.in_channels, self.grows = block.before, block.after > block.before
+        self.conv_exp = ConvNorm(block.before, block.channels, act=True) if block.expands else nn.Identity()
+        self.conv_dw = DepthwiseNorm(block.channels, block.stride, size)
+        self.se = SqueezeExcite(block.channels) if block.gated else nn.Identity()
+        self.conv_pwl = ConvNorm(block.channels, block.after)
 
     def fuse(self, library: Path) -> None:
         """From now on the block is one operator, on panel tensors."""
@@ -198,27 +177,20 @@ class ReXNet(nn.Cell):  # type: ignore[misc]
 
     def __init__(self, width: float, num_classes: int, image_size: int, drop_path_rate: float = 0.0) -> None:
         super().__init__()
-        channels = block_channels(width)
-        strides = [s if i == 0 else 1 for n, s in zip(STAGE_LAYERS, STAGE_STRIDES, strict=True) for i in range(n)]
-        gates = [se for n, se in zip(STAGE_LAYERS, STAGE_SE, strict=True) for _ in range(n)]
-        blocks: list[nn.Cell] = []
+        shape = blocks(width)
+        bottlenecks: list[nn.Cell] = []
         rates: list[float] = []
         size = (image_size - 1) // 2 + 1
-        for i, (before, after) in enumerate(channels):
-            rate = drop_path_rate * i / (len(channels) - 1)
-            droppable = rate > 0 and strides[i] == 1 and before <= after
-            blocks.append(
-                LinearBottleneck(
-                    before, after, 1 if i == 0 else 6, stride=strides[i], gate=gates[i], size=size,
-                    path=len(rates) if droppable else -1,
-                )
-            )  # fmt: skip
+        for i, block in enumerate(shape):
+            rate = drop_path_rate * i / (len(shape) - 1)
+            droppable = rate > 0 and block.has_shortcut
+            bottlenecks.append(LinearBottleneck(block, size=size, path=len(rates) if droppable else -1))
             rates += [rate] if droppable else []
-            size = (size - 1) // strides[i] + 1
-        self.path_rates, self.num_blocks = tuple(rates), len(blocks)
-        self.num_features = int(LAST_CHANNELS * width)
-        self.stem = ConvNorm(3, channels[0][0], kernel=3, stride=2, act=True)
-        self.features = nn.SequentialCell([*blocks, ConvNorm(channels[-1][1], self.num_features, act=True)])
+            size = (size - 1) // block.stride + 1
+        self.path_rates, self.num_blocks = tuple(rates), len(shape)
+        self.num_features = last_channels(width)
+        self.stem = ConvNorm(3, shape[0].before, kernel=3, stride=2, act=True)
+        self.features = nn.SequentialCell([*bottlenecks, ConvNorm(shape[-1].after, self.num_features, act=True)])
         # Index 0 is MindCV's dropout, which has no parameters: it keeps the classifier's name `cls.1`.
         classifier = nn.Dense(self.num_features, num_classes, weight_init="zeros", bias_init="zeros")
         self.cls = nn.SequentialCell([nn.Identity(), classifier])

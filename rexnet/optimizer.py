@@ -1,16 +1,20 @@
-"""The update: from the vector of all gradients and that of all weights to new weights, in the graph.
+"""The update: from the vector of all gradients to new weights, in the graph.
 
-Everything is one vector over all weights, so an optimiser is a few operators whatever the number of layers. Each takes
+Everything is one vector over all weights, so an optimiser is a few operators whatever the number of layers; with the
+kernels SGD is a single one, which moves velocities and weights where they lie. Each takes
 `go` () float32, 1 to update and 0 to change nothing at all (an overflow under loss scaling). `moments` are its vectors
 by name, `counters` its single numbers: all of it is in every checkpoint.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore import dtype as mstype
 
+from rexnet.flat import Gather, Scatter, in_place
 from rexnet.recipe import Recipe
 
 BETA1, BETA2 = 0.9, 0.999  # MindCV's and everybody's
@@ -24,10 +28,13 @@ def decay_of(name: str, recipe: Recipe) -> float:
 
 
 class Optimizer(nn.Cell):  # type: ignore[misc]
-    """Base. construct(gradient (k,), weights (k,), lr (), go ()) -> new weights (k,)."""
+    """Base. construct(gradients (k or more,), divisor (), lr (), go ()) sets the weights, k numbers in all, from the
+    first k of gradients / divisor. Returns what to depend on for being after it.
+    """
 
     def __init__(self, weights: ParameterTuple, recipe: Recipe) -> None:
         super().__init__(auto_prefix=False)
+        self.weights, self.gather, self.scatter = weights, Gather(), Scatter(weights)
         decays = np.concatenate([np.full(p.size, decay_of(p.name, recipe), np.float32) for p in weights])
         self.decays_all = bool((decays == decays[0]).all())
         self.decay = float(decays[0])
@@ -59,13 +66,20 @@ class Sgd(Optimizer):
         super().__init__(weights, recipe)
         self.velocity = self.moment("momentum")
         self.momentum, self.nesterov = recipe.momentum, recipe.use_nesterov
+        self.custom = in_place("sgd_update")
+        self.settings = Tensor(np.array([self.momentum, self.nesterov], np.float32))
+        self.given_decays = Tensor(np.array([self.decay], np.float32)) if self.decays_all else self.decays
 
-    def construct(self, gradient: Tensor, weights: Tensor, lr: Tensor, go: Tensor) -> Tensor:
-        gradient = self.decayed(gradient, weights)
+    def construct(self, gradients: Tensor, divisor: Tensor, lr: Tensor, go: Tensor) -> Any:
+        if self.custom is not None:
+            given = (gradients, divisor, lr, go, self.settings, self.given_decays, self.velocity)
+            return self.custom(*given, *self.weights)
+        weights = self.gather(self.weights)
+        gradient = self.decayed(gradients[: self.length] / divisor, weights)
         kept = 1 - go * (1 - self.momentum)
         velocity = ops.assign(self.velocity, kept * self.velocity + go * gradient)
         change = gradient + self.momentum * velocity if self.nesterov else velocity
-        return weights - lr * go * change
+        return self.scatter(weights - lr * go * change)
 
 
 class Adam(Optimizer):
@@ -82,7 +96,8 @@ class Adam(Optimizer):
         self.eps = recipe.eps
         self.decoupled = recipe.opt == "adamw"
 
-    def construct(self, gradient: Tensor, weights: Tensor, lr: Tensor, go: Tensor) -> Tensor:
+    def construct(self, gradients: Tensor, divisor: Tensor, lr: Tensor, go: Tensor) -> Any:
+        weights, gradient = self.gather(self.weights), gradients[: self.length] / divisor
         if not self.decoupled:
             gradient = self.decayed(gradient, weights)
         count = ops.maximum(ops.assign_add(self.updates, go), ops.ones_like(go))
@@ -91,7 +106,7 @@ class Adam(Optimizer):
         change = mean / (1 - ops.pow(BETA1, count)) / (ops.sqrt(square / (1 - ops.pow(BETA2, count))) + self.eps)
         if self.decoupled:
             change = self.decayed(change, weights)
-        return weights - lr * go * change
+        return self.scatter(weights - lr * go * change)
 
 
 def create_optimizer(weights: ParameterTuple, recipe: Recipe) -> Optimizer:

@@ -20,8 +20,8 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from jobs.errors import SpecError
+from rexnet.architecture import MODELS
 
-MODELS = {"rexnet_09": 0.9, "rexnet_10": 1.0, "rexnet_13": 1.3, "rexnet_15": 1.5, "rexnet_20": 2.0}  # name: width
 CONFIGS = Path(__file__).parent / "configs"
 # What decides neither the parameters of a step nor the data it sees: a change of these is no change of the run.
 _NOT_IN_DIGEST = ("data_dir", "ckpt_store", "distribute", "epoch_size", "max_steps", "ckpt_every_steps", "val_interval",
@@ -84,7 +84,7 @@ class Recipe(BaseModel):
     dataset_download: Annotated[Literal[False], BeforeValidator(_switch)] = False
     num_parallel_workers: int = Field(default=8, ge=1)  # threads that decode; never more than the rank has CPUs
     shuffle: Switch = True
-    num_samples: int | None = Field(default=None, ge=1)  # the first so many of the training split
+    num_samples: int | None = Field(default=None, ge=1)  # so many of the training split, evenly spread over it
     batch_size: int = Field(default=128, ge=1)
     drop_remainder: Annotated[Literal[True], BeforeValidator(_switch)] = True
     # augmentation

@@ -12,7 +12,7 @@ from cluster.storage.checkpoints import CheckpointStore, Start
 from jobs.contract import ENV_ATTEMPT, ENV_INIT_FROM, ENV_MUST_RESUME
 from jobs.errors import CorruptCheckpoint, SpecError
 from jobs.manifest import Manifest
-from rexnet.checkpoint import STATE, parse_init_from, read_arrays
+from rexnet.checkpoint import STATE, Arrays, parse_init_from, read_arrays
 from rexnet.device import Ranks
 from rexnet.recipe import Recipe
 from rexnet.weights import load_weights, read_weights, set_parameters
@@ -48,10 +48,14 @@ def restore(
             f"{manifest.name} was made with a global batch of {was}, this run has one of {global_batch}",
             hint=f"say --global_batch {was}, without scale_lr: it is kept on any number of devices, by accumulation",
         )
-    arrays = read_arrays(store.read(manifest, STATE), manifest.name)
+    set_arrays(read_arrays(store.read(manifest, STATE), manifest.name), manifest.name, parameters, train)
+
+
+def set_arrays(arrays: Arrays, source: str, parameters: Sequence[Parameter], train: TrainStep) -> None:
+    """Set all state that a checkpoint holds. SpecError if names or shapes are others."""
     own = {parameter.name for parameter in parameters}
-    set_parameters(parameters, {name: array for name, array in arrays.items() if name in own}, manifest.name)
-    train.set_state({name: array for name, array in arrays.items() if name not in own}, manifest.name)
+    set_parameters(parameters, {name: array for name, array in arrays.items() if name in own}, source)
+    train.set_state({name: array for name, array in arrays.items() if name not in own}, source)
 
 
 def take_weights(network: ReXNet, recipe: Recipe) -> None:

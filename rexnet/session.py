@@ -62,6 +62,7 @@ class Session:
             num_samples=min(len(train_set), recipe.num_samples or len(train_set)),
             global_batch=recipe.batch_size * world.size * self.accumulation,
             shuffle=recipe.shuffle,
+            split_size=len(train_set),
         )
         planned = recipe.epoch_size * self.order.steps_per_epoch
         self.total_steps = min(planned, recipe.max_steps) if recipe.max_steps else planned
@@ -87,9 +88,12 @@ class Session:
             recipe, train_set, self.order, rank=world.rank, world_size=world.size, accumulation=self.accumulation,
             num_steps=self.total_steps,
         )  # fmt: skip
-        val_batches = EvalBatches(recipe, val_set, batch_size=recipe.batch_size, rank=world.rank, world_size=world.size)
-        self.evaluator = Evaluator(self.network, val_batches, world, val_set.classes)
-        self.metrics: dict[str, float] = {}
+        self.val_batches = EvalBatches(
+            recipe, val_set, batch_size=recipe.batch_size, rank=world.rank, world_size=world.size
+        )
+        self.evaluator = Evaluator(self.network, self.val_batches, world, val_set.classes)
+        self.metrics: dict[str, float] = {}  # of the newest validation; none while one is owed
+        self.lr = self.images_per_s = 0.0
         self.trail = Trail()
         self.compiled = False
         if world.is_first:
@@ -115,6 +119,7 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.batches.close()
+        self.val_batches.close()
         if self.tracker is not None and error is not None:
             self.tracker.close("FAILED", timeout_s=1.0)
         self.journal.close()
@@ -160,23 +165,57 @@ class Session:
         due = self.recipe.val_while_train and rest == 0 and epoch % self.recipe.val_interval == 0
         return self.step == self.total_steps or due
 
-    def validate(self) -> None:
-        """Count over the whole validation split, with rank 0's batch-norm statistics on all ranks."""
+    @property
+    def epoch_is_over(self) -> bool:
+        return self.step == self.total_steps or self.step % self.order.steps_per_epoch == 0
+
+    @property
+    def owes_validation(self) -> bool:
+        """Whether the validation of this step was interrupted: its checkpoint, and no other, is one without metrics."""
+        return self.step > 0 and self.validation_is_due and not self.metrics
+
+    def catch_up(self) -> bool:
+        """Validate what the attempt before was stopped in; False if this one was stopped in it, too.
+
+        Training comes first, and is undone: MindSpore finds a cached graph by the order in which they are compiled.
+        """
+        self.pulse.enter(Phase.COMPILING)
+        before = self._arrays()
+        inputs = [self._inputs(batch) for batch in self.batches.batch(self.step - 1)]
+        self.train(inputs, Tensor(np.zeros(4, np.float32)))[0].asnumpy()
+        resume.set_arrays(before, f"step {self.step}", self.parameters, self.train)
+        if not self.validate():
+            return False
+        self.keep_weights()
+        return True
+
+    def validate(self) -> bool:
+        """Count over the whole validation split, with rank 0's batch-norm statistics on all ranks.
+
+        False if a rank was told to stop meanwhile: then it is owed, and the next attempt begins with it.
+        """
         self.pulse.enter(Phase.VALIDATING)
         with Averaged(self.network, self.train):
             if self.share_statistics is not None:
                 self.share_statistics()
-            self.metrics = self.evaluator.run()
+            metrics = self.evaluator.run(lambda: self.ranks.sum(int(bool(self.stop))) > 0)
         self.graphs.publish()
+        self.metrics = metrics or {}
+        if metrics is None:
+            log.info("action=validation-stopped step=%d: the next attempt begins with it", self.step)
+            return False
         self.pulse.enter(Phase.TRAINING, metrics=self.metrics)
         self._note({f"val_{key}": value for key, value in self.metrics.items()})
-        epoch = self.order.epoch(self.step)
         if self.world.is_first:
             shown = " ".join(f"{key}={value:.4f}" for key, value in self.metrics.items())
-            log.info("action=validated step=%d epoch=%d images_per_s=%.1f loss=%.4f %s",
-                     self.step, epoch, self.images_per_s, self.pulse.now.loss or 0.0, shown)  # fmt: skip
+            log.info("action=validated step=%d epoch=%d %s", self.step, self.order.epoch(self.step), shown)
+        return True
+
+    def keep_weights(self) -> None:
+        """At an epoch's end: the recipe's weights' files, with what its validation gave if there was one."""
         if self.keeper is not None and self.recipe.ckpt_save_policy:
-            self.keeper.add(self._arrays(), epoch, self.step, self.metrics["top1"])
+            top1 = self.metrics["top1"] if self.validation_is_due else None
+            self.keeper.add(self._arrays(), self.order.epoch(self.step), self.step, top1)
 
     @property
     def checkpoint_is_due(self) -> bool:
@@ -323,7 +362,8 @@ class Session:
         if self.writer is not None and self.tracker is not None:
             self.writer.wait()
             newest = self.writer.newest or self.start.manifest
-            if newest is None or newest.step != self.step:
+            caught_up = newest is not None and bool(self.metrics) and not newest.metrics
+            if newest is None or newest.step != self.step or caught_up:
                 self.writer.finish(self._snapshot())
             self.tracker.close(status, timeout_s)
         self.ranks.sum(1)

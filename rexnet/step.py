@@ -15,12 +15,12 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from jobs.errors import SpecError
-from rexnet.flat import Gather, Scatter, length_of, split, sum_of_squares
+from rexnet.flat import Average, Gather, Scatter, length_of, split, sum_of_squares
 from rexnet.model import ReXNet
 from rexnet.optimizer import create_optimizer
 from rexnet.recipe import Recipe
+from rexnet.weights import EMA_PREFIX
 
-EMA_PREFIX = "ema."
 LR, STOP, MIX, EMA = range(4)  # places in `control`, the step's (4,) float32 vector of scalars
 GROW_AFTER, LARGEST_SCALE = 2000, 2.0**24  # dynamic loss scale: doubled after so many steps without an overflow
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -77,10 +77,10 @@ class Update(nn.Cell):  # type: ignore[misc]
         self.weights = ParameterTuple(network.trainable_params())
         self.statistics = ParameterTuple([p for p in network.get_parameters() if not p.requires_grad])
         self.length = length_of(self.weights)
-        self.gather, self.scatter = Gather(), Scatter(self.weights)
         self.optimizer = create_optimizer(self.weights, recipe)
         self.clip_norm = recipe.clip_value if recipe.clip_grad else 0.0
         self.fixed_scale = recipe.loss_scale
+        self.divisor = Tensor(self.parts * recipe.loss_scale, ms.float32)
         self.dynamic = recipe.loss_scale_type == "dynamic"
         self.may_skip = self.dynamic or recipe.drop_overflow_update
         self.loss_scale: Any = None
@@ -96,18 +96,17 @@ class Update(nn.Cell):  # type: ignore[misc]
             self.average_statistics = Parameter(
                 Tensor(np.zeros(size, np.float32)), name="ema_statistics", requires_grad=False
             )
+            self.move, self.move_statistics = Average(self.average), Average(self.average_statistics)
         self.reduce = ops.AllReduce(ops.ReduceOp.SUM) if world_size > 1 else ops.identity
 
     def construct(self, flat: Tensor, control: Tensor) -> tuple[Tensor, Tensor]:
         if self.world_size > 1:
             flat = self.reduce(flat)
-        stop = flat[self.length + 1]
-        if self.dynamic:
-            flat = flat / (self.loss_scale * self.parts)
-        elif self.parts * self.fixed_scale != 1:
-            flat = flat / (self.parts * self.fixed_scale)
-        loss, flat = flat[self.length], flat[: self.length]
+        divisor = self.loss_scale * self.parts if self.dynamic else self.divisor
+        loss, stop = flat[self.length] / divisor, flat[self.length + 1]
         go = ops.ones_like(loss)
+        if self.may_skip or self.clip_norm > 0:
+            flat, divisor = flat[: self.length] / divisor, ops.ones_like(divisor)
         if self.may_skip:
             finite = ops.isfinite(flat.sum())
             go = finite.astype(ms.float32)
@@ -116,18 +115,16 @@ class Update(nn.Cell):  # type: ignore[misc]
             flat = flat * ops.minimum(
                 ops.ones_like(go), self.clip_norm / (ops.sqrt(sum_of_squares(flat, self.length)) + 1e-6)
             )
-        weights = self.optimizer(flat, self.gather(self.weights), control[LR], go)
-        loss = ops.depend(loss, self.scatter(weights))
+        loss = ops.depend(loss, self.optimizer(flat, divisor, control[LR], go))
         if self.dynamic:
             loss = ops.depend(loss, self._rescale(go))
         if self.has_average:
-            decay = control[EMA]
-            loss = ops.depend(loss, ops.assign(self.average, self.average * decay + weights * (1 - decay)))
+            # After the update and the forward pass, in which batch norm moves its statistics: the loss is.
+            # It is the decay that waits: parameters that did would be copies, and the update would write to those.
+            decay = ops.depend(control[EMA], loss)
+            loss = ops.depend(loss, self.move(self.weights, decay))
             if self.has_statistics:
-                # After the forward pass, which the loss has behind it: batch norm moves them there.
-                moved = self.gather(ops.depend(self.statistics, loss))
-                average = self.average_statistics * decay + moved * (1 - decay)
-                loss = ops.depend(loss, ops.assign(self.average_statistics, average))
+                loss = ops.depend(loss, self.move_statistics(self.statistics, decay))
         return loss, stop
 
     def _rescale(self, go: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,22 +27,15 @@ import logging
 import os
 import traceback
 
-from jobs.contract import ENV_DATA_DIR, ENV_LOCAL_RANKS, ENV_REPORT_DIR, Exit, Phase
+from jobs.contract import ENV_LOCAL_RANKS, ENV_REPORT_DIR, Exit, Phase
 from jobs.errors import AlreadyExistsError, FencedError, IntegrityError, RexError, StoreUnavailable, UserError
 from rexnet.graphs import GraphCache
+from rexnet.program import read_command_line
 from rexnet.pulse import Pulse
-from rexnet.recipe import Recipe, load_recipe, parse_arguments
+from rexnet.recipe import Recipe
 from rexnet.world import StopRequest, World, find_world, pin
 
 log = logging.getLogger("rexnet.train")
-
-
-def read_recipe(arguments: list[str]) -> Recipe:
-    """The recipe that the command line means; REX_DATA_DIR counts where it names no data_dir. Raises SpecError."""
-    config, overrides = parse_arguments(arguments)
-    if ENV_DATA_DIR in os.environ:
-        overrides.setdefault("data_dir", os.environ[ENV_DATA_DIR])
-    return load_recipe(config, overrides)
 
 
 def exit_code(error: BaseException) -> Exit | int:
@@ -69,18 +62,19 @@ def run_rank(recipe: Recipe, world: World, stop: StopRequest, pulse: Pulse, grap
     from rexnet.session import Session  # imports MindSpore: CPUs are pinned and SIGTERM is taken by now
 
     with Session(recipe, world, stop, pulse, graphs) as session:
-        while session.step < session.total_steps:
+        all_stop = session.owes_validation and not session.catch_up()
+        while session.step < session.total_steps and not all_stop:
             loss, all_stop = session.train_step()
             session.record(loss)
             if session.validation_is_due:
-                session.validate()
-            if session.step == session.total_steps:
-                break  # done rather than drained, whoever asked: there is nothing left to resume
-            if all_stop:
-                session.drain()
-                return Exit.DRAINED
+                all_stop = not session.validate()  # it asks anew: whoever was to stop before it still is
+            if session.epoch_is_over and not session.owes_validation:
+                session.keep_weights()
             if session.checkpoint_is_due:
                 session.checkpoint()
+        if all_stop:
+            session.drain()
+            return Exit.DRAINED
         session.complete()
     return Exit.DONE
 
@@ -90,7 +84,7 @@ def main(arguments: list[str]) -> int:
     if {"--dry-run", "--dry_run"} & set(arguments):
         from rexnet.dryrun import main as describe
 
-        return describe([word for word in arguments if word not in ("--dry-run", "--dry_run")])
+        return describe(arguments)
     stop = StopRequest().install()
     if _TERM_AT:
         stop.seen_at = _TERM_AT[0]
@@ -99,7 +93,7 @@ def main(arguments: list[str]) -> int:
     graphs: GraphCache | None = None
     reason = ""
     try:
-        recipe = read_recipe(arguments)
+        recipe = read_command_line(arguments, switches=()).recipe
         world = find_world(os.environ, os.sched_getaffinity(0), distribute=recipe.distribute)
         if world.is_scheduler:
             return run_scheduler()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rexnet.model import ReXNet
 
 log = logging.getLogger(__name__)
-EMA_PREFIX = "ema."
+EMA_PREFIX = "ema."  # before the name of what is averaged
 HEAD_PREFIX = "cls.1."
 SHOWN_NAMES = 10
 # A trainer's state: one array per parameter under these prefixes, and scalars under these names.

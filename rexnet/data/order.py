@@ -22,13 +22,16 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 class SampleOrder:
     """Which samples each step sees: every epoch a new permutation, its incomplete last batch left out.
 
-    Without `shuffle` every epoch has the samples in the order of their numbers.
+    Without `shuffle` every epoch has the samples in the order of their numbers. Where the split has more samples than
+    `num_samples` (`split_size`; 0: as many), they are spread evenly over it, so that each class has its share, and
+    every epoch has the same ones. A sample's number is always that in the split.
     """
 
     seed: int
     num_samples: int
     global_batch: int
     shuffle: bool = True
+    split_size: int = 0
 
     def __post_init__(self) -> None:
         if self.num_samples < self.global_batch:
@@ -49,9 +52,11 @@ class SampleOrder:
         """Samples of the step with this index (from 0), in order; shape (global_batch,)."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         start = batch * self.global_batch
-        if not self.shuffle:
-            return np.arange(start, start + self.global_batch)
-        return permutation(self.seed, epoch, self.num_samples)[start : start + self.global_batch]
+        if self.shuffle:
+            chosen = permutation(self.seed, epoch, self.num_samples)[start : start + self.global_batch]
+        else:
+            chosen = np.arange(start, start + self.global_batch)
+        return chosen * self.split_size // self.num_samples if self.split_size else chosen
 
     def share(self, step: int, rank: int, world_size: int) -> tuple[range, Indices]:
         """Positions in the global batch that `rank` computes, and the samples there."""

@@ -100,7 +100,7 @@ def _compile(compiler: str, folder: Path) -> Path:
         list(threads.map(_run, jobs))
     several = ["-DREX_X86_64"] if len(jobs) > 1 else []
     library = folder / "library.so"
-    others = [str(SOURCES / f"{name}.cc") for name in ("dispatch", "flat", "pool")]
+    others = [str(SOURCES / f"{name}.cc") for name in ("dispatch", "flat", "pool", "update")]
     _run([compiler, *FLAGS, *several, "-shared", *others, *(job[-1] for job in jobs), "-o", str(library)])
     return library
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
+from rexnet import kernels
 from rexnet.recipe import Recipe, make_recipe
 from rexnet.step import TrainStep, average_decay
 
@@ -35,8 +36,10 @@ class Linear(nn.Cell):  # type: ignore[misc]
         return ops.matmul(x, self.weight.T) + self.bias
 
 
-@pytest.fixture(autouse=True)
-def graph_mode() -> None:
+@pytest.fixture(autouse=True, params=["", kernels.BUILTIN], ids=["kernels", "builtin"])
+def graph_mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test with the kernels' operators for the update and with MindSpore's own."""
+    monkeypatch.setenv(kernels.ENV_KERNELS, request.param)
     ms.set_context(mode=ms.GRAPH_MODE)
 
 

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cluster.processes import end_by_environment
+
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "rexnet" / "train.py"
 # Small enough for seconds of training: 16 px, 16 samples a rank, 12 steps, a checkpoint every 3.
@@ -64,18 +66,10 @@ class Training:
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.wait()
-        for _ in range(50):
-            left = self._pids()
-            if not left:
-                break
-            for pid in left:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-            time.sleep(0.1)
+        left = end_by_environment("REX_TOKEN", self.token)
         self._socket.close()
         self.output.close()
+        assert not left, f"still alive: {left}"
 
     def wait_for(self, reached: Callable[[dict[int, dict[str, Any]]], bool], timeout_s: float = 240) -> None:
         """Read heartbeats until `reached` holds of the newest of each rank."""
@@ -140,14 +134,3 @@ class Training:
             return False
         self.heartbeats[message["rank"]] = message
         return True
-
-    def _pids(self) -> list[int]:
-        mark = f"REX_TOKEN={self.token}".encode()
-        found = []
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                if mark in path.read_bytes():
-                    found.append(int(path.parent.name))
-            except OSError:
-                continue  # ended, or not ours
-        return found

@@ -13,12 +13,13 @@ from PIL import Image
 from jobs.contract import Exit
 from jobs.errors import SpecError
 from rexnet import dryrun
+from rexnet.architecture import MODELS, blocks
 from rexnet.cost import cost_of, memory_of
-from rexnet.recipe import CONFIGS, MODELS, Recipe, load_recipe, make_recipe
+from rexnet.recipe import CONFIGS, Recipe, load_recipe, make_recipe
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # MindSpore's own, at import
-    from rexnet.model import block_channels, create_model
+    from rexnet.model import create_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,8 +118,8 @@ def test_memory_follows_optimiser_ema_batch_and_precision() -> None:
 def test_our_kernels_keep_four_arrays_of_each_block() -> None:
     """Counted here from the blocks' channels: expanded, filtered, projected and finished, in whole panels of eight."""
     strides, size, kept = {1, 3, 5, 11}, 16, 0  # blocks that halve the map; 32 px leave the stem as 16
-    for i, (before, after) in enumerate(block_channels(0.9)):
-        wide, out = (-(-c // 8) * 8 for c in (before if i == 0 else 6 * before, after))
+    for i, block in enumerate(blocks(0.9)):
+        wide, out = (-(-c // 8) * 8 for c in (block.before if i == 0 else 6 * block.before, block.after))
         kept += wide * size**2
         size //= 2 if i in strides else 1
         kept += wide * size**2 + 2 * out * size**2

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # MindSpore's own, at import
-    from rexnet.evaluate import Counts, add_results, from_limbs, to_limbs
+    from mindspore import Tensor, nn
+
+    from rexnet.evaluate import ASK_EVERY, Counts, Evaluator, add_results, from_limbs, to_limbs
+
+from rexnet.data.batches import EvalBatches
+from rexnet.data.folder import ImageFolder
+from rexnet.recipe import make_recipe
+from rexnet.world import World
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -58,3 +68,42 @@ def test_digits_carry_the_largest_numbers() -> None:
     assert np.array_equal(from_limbs(to_limbs(table) * np.float32(1)), table)
     half = np.array([[2**59 - 1]], np.int64)
     assert from_limbs(to_limbs(half) + to_limbs(half))[0, 0] == 2**60 - 2
+
+
+class Brightness(nn.Cell):  # type: ignore[misc]
+    """Three logits from an image's mean: a network small enough to compile in no time."""
+
+    def construct(self, images: Tensor) -> Tensor:
+        mean = images.mean((1, 2, 3)).reshape((-1, 1))
+        return mean * Tensor(np.array([[-1.0, 0.1, 1.0]], np.float32))
+
+
+@pytest.fixture
+def evaluator(tmp_path: Path) -> Iterator[Evaluator]:
+    """Over 21 images of three classes in batches of two: eleven batches."""
+    for number in range(21):
+        path = tmp_path / "val" / "abc"[number // 7] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (12 * number,) * 3).save(path)
+    recipe = make_recipe({"data_dir": str(tmp_path), "num_classes": 3, "image_resize": 8, "crop_pct": 1}, "test")
+    data, world = ImageFolder(str(tmp_path), "val", num_classes=3), World(rank=0, size=1, cpus=(0,))
+    with EvalBatches(recipe, data, batch_size=2, num_threads=1) as batches:
+        yield Evaluator(Brightness(), batches, world, data.classes)
+
+
+@pytest.mark.parametrize("answer", [1, 2, 3])
+def test_evaluation_told_to_stop_gives_nothing_and_the_next_one_counts_all(evaluator: Evaluator, answer: int) -> None:
+    asked: list[int] = []
+
+    def stop() -> bool:
+        asked.append(1)
+        return len(asked) == answer
+
+    assert evaluator.run(stop) is None
+    assert len(asked) == answer
+    asked.clear()
+    whole = evaluator.run(lambda: bool(asked.append(1)))
+    assert len(asked) == math.ceil(11 / ASK_EVERY)
+    counts = evaluator.count()
+    assert counts.num_samples == 21 and counts.metrics() == whole
+    assert 1 / 3 < counts.metrics()["top1"] < 1  # dark ones are told from bright ones

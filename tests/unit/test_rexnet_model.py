@@ -13,7 +13,9 @@ with warnings.catch_warnings():
     import mindspore as ms
     from mindspore import nn, ops
 
-    from rexnet.model import DepthwiseConv3x3, block_channels, create_model, initial_value
+    from rexnet.model import DepthwiseConv3x3, create_model, initial_value
+
+from rexnet.architecture import blocks
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -49,7 +51,7 @@ def test_names_and_shapes_are_mindcvs() -> None:
     assert set(shapes) == names
     assert shapes["stem.features.0.weight"] == (32, 3, 3, 3)
     assert shapes["features.0.conv_dw.features.0.weight"] == (32, 1, 3, 3)
-    assert shapes["features.16.features.0.weight"] == (1152, block_channels(0.9)[-1][1], 1, 1)
+    assert shapes["features.16.features.0.weight"] == (1152, 168, 1, 1)  # round(16 + 0.9 * 180 * 15 / 16)
     assert shapes["cls.1.weight"] == (1000, 1152)
     trainable = sum(parameter.size for parameter in model.trainable_params())
     assert 4.0e6 < trainable < 4.2e6  # the authors say 4.1 M
@@ -59,7 +61,7 @@ def test_names_and_shapes_are_mindcvs() -> None:
 def test_every_width_constructs(width: float, last: int) -> None:
     model = create_model(f"rexnet_{round(width * 10):02d}", num_classes=10, image_size=32, seed=0)
     assert model.num_features == last
-    assert len(block_channels(width)) == 16
+    assert len(blocks(width)) == model.num_blocks == 16
 
 
 def test_first_values_depend_on_seed_and_name_alone() -> None:

@@ -76,6 +76,25 @@ def test_without_shuffling_every_epoch_counts_up() -> None:
         assert seen.tolist() == list(range(96)) and seen.dtype == np.int64
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_fewer_samples_than_the_split_are_spread_evenly_over_it(shuffle: bool) -> None:
+    """Numbers are the split's; a split sorted by ten classes of 36 gives each its share."""
+    few = SampleOrder(seed=7, num_samples=70, global_batch=16, shuffle=shuffle, split_size=360)
+    one_epoch = [np.concatenate([few.global_indices(4 * epoch + step) for step in range(4)]) for epoch in range(30)]
+    chosen = sorted(set(np.concatenate(one_epoch).tolist()))
+    if shuffle:
+        assert len(chosen) == 70 and all(len(set(seen.tolist())) == 64 for seen in one_epoch)
+        assert np.bincount(np.array(chosen) // 36).tolist() == [7] * 10
+    else:
+        assert all(np.array_equal(seen, one_epoch[0]) for seen in one_epoch) and len(chosen) == 64
+    assert set(np.diff(chosen).tolist()) == {5, 6} and chosen[0] == 0 and max(chosen) < 360
+
+
+def test_as_many_samples_as_the_split_are_those_of_the_plain_order() -> None:
+    whole = SampleOrder(seed=7, num_samples=100, global_batch=16, split_size=100)
+    assert all(np.array_equal(whole.global_indices(step), ORDER.global_indices(step)) for step in range(20))
+
+
 def test_another_seed_gives_another_order() -> None:
     other = SampleOrder(seed=8, num_samples=100, global_batch=16)
     assert not np.array_equal(other.global_indices(0), ORDER.global_indices(0))

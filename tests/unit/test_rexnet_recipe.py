@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from jobs.errors import SpecError
-from rexnet.recipe import MODELS, Recipe, learning_rate, load_recipe, make_recipe, parse_arguments
+from rexnet.architecture import MODELS
+from rexnet.recipe import Recipe, learning_rate, load_recipe, make_recipe, parse_arguments
 
 # Every key of the parser in MindCV's config.py (v0.5.0), but for --config itself.
 MINDCV_KEYS = (

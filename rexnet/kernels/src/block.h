@@ -109,18 +109,27 @@ struct Source {
       *panel_stride = stride;
       return data + begin * LANES;
     }
-    *panel_stride = count * LANES;
-    std::memset(scratch, 0, sizeof(float) * 4 * count * LANES);
+    const int64_t panel = *panel_stride = count * LANES;
+    std::memset(scratch + 3 * panel, 0, sizeof(float) * panel);  // 27 of its 32 channels are written below
+    int64_t n = begin / (out_height * out_width), rest = begin % (out_height * out_width);
+    int64_t h = rest / out_width, w = rest % out_width;
     for (int64_t m = 0; m < count; m++) {
-      const int64_t at = begin + m, n = at / (out_height * out_width), rest = at % (out_height * out_width);
-      const int64_t y = rest / out_width * 2 - 1, x = rest % out_width * 2 - 1;
-      for (int64_t c = 0; c < 3; c++)
-        for (int64_t i = 0; i < 3; i++) {
-          if (y + i < 0 || y + i >= height) continue;
-          const float* row = data + ((n * 3 + c) * height + y + i) * width;
-          for (int64_t j = 0, k = c * 9 + i * 3; j < 3; j++, k++)
-            if (x + j >= 0 && x + j < width) scratch[(k / LANES * count + m) * LANES + k % LANES] = row[x + j];
-        }
+      const int64_t y = h * 2 - 1, x = w * 2 - 1;
+      const float* const from = data + n * 3 * height * width + y * width + x;
+      auto each = [&](auto&& value) __attribute__((always_inline)) {  // places in `to` known when compiling
+        float* const to = scratch + m * LANES;
+#pragma GCC unroll 27
+        for (int k = 0; k < 27; k++) to[k / LANES * panel + k % LANES] = value(k / 9, k / 3 % 3, k % 3);
+      };
+      if (y >= 0 && x >= 0 && y + 2 < height && x + 2 < width)
+        each([&](int c, int i, int j) { return from[(c * height + i) * width + j]; });
+      else
+        each([&](int c, int i, int j) {
+          const bool inside = y + i >= 0 && y + i < height && x + j >= 0 && x + j < width;
+          return inside ? from[(c * height + i) * width + j] : 0.0f;
+        });
+      if (++w == out_width) w = 0, ++h;
+      if (h == out_height) h = 0, ++n;
     }
     return scratch;
   }

@@ -1,38 +1,23 @@
 // Many arrays as one vector and back: one operator in the graph where MindSpore's own would take one or more an array.
-#include <cstdint>
+#include "flat.h"
+
 #include <cstring>
-
-namespace {
-
-int64_t size_of(int rank, const int64_t* shape) {
-  int64_t size = 1;
-  for (int i = 0; i < rank; ++i) size *= shape[i];
-  return size;
-}
-
-}  // namespace
-
-#define REX_EXPORT extern "C" __attribute__((visibility("default")))
 
 // Inputs a_1 .. a_k -> the vector of them one after the other.
 REX_EXPORT int gather_flat(int count, void** data, int* ranks, int64_t** shapes, const char**, void*, void*) {
-  float* out = static_cast<float*>(data[count - 1]);
-  for (int i = 0; i + 1 < count; ++i) {
-    const int64_t size = size_of(ranks[i], shapes[i]);
-    std::memcpy(out, data[i], size * sizeof(float));
-    out += size;
-  }
+  float* const out = static_cast<float*>(data[count - 1]);
+  rex::Flat(count - 1, data, ranks, shapes).for_pieces([&](const float* values, int64_t at, int64_t size) {
+    std::memcpy(out + at, values, size * sizeof(float));
+  });
   return 0;
 }
 
 // Inputs the vector and a_1 .. a_k, which are written in place -> one number, for whoever has to come after it.
 REX_EXPORT int scatter_flat(int count, void** data, int* ranks, int64_t** shapes, const char**, void*, void*) {
-  const float* in = static_cast<const float*>(data[0]);
-  for (int i = 1; i + 1 < count; ++i) {
-    const int64_t size = size_of(ranks[i], shapes[i]);
-    std::memcpy(data[i], in, size * sizeof(float));
-    in += size;
-  }
+  const float* const in = static_cast<const float*>(data[0]);
+  rex::Flat(count - 2, data + 1, ranks + 1, shapes + 1).for_pieces([&](float* values, int64_t at, int64_t size) {
+    std::memcpy(values, in + at, size * sizeof(float));
+  });
   *static_cast<float*>(data[count - 1]) = 0;
   return 0;
 }
