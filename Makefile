@@ -2,9 +2,9 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
-.PHONY: help setup demo test check docs bench lock format down
+.PHONY: help setup demo test check docs campaigns bench lock format down
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## make .venv with the locked dependencies and this repository
 	@sh tools/setup.sh
@@ -27,6 +27,10 @@ format: setup ## apply the formatter and the safe lint fixes
 
 docs: setup ## write the generated pages anew
 	@$(BIN)/python -m tools.state_page > docs/states.md
+	@$(BIN)/python -m tools.manifest_schema > docs/manifest.schema.json
+
+campaigns: setup ## damage and kill checkpoint chains for an hour; writes docs/campaigns.md
+	@$(BIN)/python -m tests.campaigns $(ARGS)
 
 bench: setup ## measure; prints ratios against a peer or limit of the same run
 	@$(BIN)/python -m benchmarks

@@ -75,6 +75,7 @@ def build_msrun(
             contract.ENV_ATTEMPT: str(plan.attempt),
             contract.ENV_TOKEN: plan.token,
             contract.ENV_SOCKET: socket_name,
+            contract.ENV_DRAIN_GRACE: f"{plan.grace_s:g}",
             contract.ENV_REPORT_DIR: str(directory / "reports"),
             contract.ENV_LOCAL_RANKS: str(plan.workers_per_node),
             contract.ENV_CPUS: ",".join(str(cpu) for cpu in cpus),

@@ -26,6 +26,7 @@ ENV_JOB = "REX_JOB"  # job id
 ENV_ATTEMPT = "REX_ATTEMPT"  # attempt number, from 1
 ENV_TOKEN = "REX_TOKEN"  # identifies every process of one attempt in /proc/*/environ
 ENV_STORE = "REX_STORE"  # URI of the job's own prefix in the object store
+ENV_COMMIT_PROTOCOL = "REX_COMMIT_PROTOCOL"  # how an object that must be new is written there: see docs/storage.md
 ENV_SOCKET = "REX_SOCKET"  # abstract name of the supervisor's datagram socket
 ENV_REPORT_DIR = "REX_REPORT_DIR"  # where a rank leaves its Report as rank_N.json
 ENV_MUST_RESUME = "REX_MUST_RESUME"  # manifest name the store is known to hold: never start from zero
@@ -34,6 +35,7 @@ ENV_MLFLOW_RUN = "REX_MLFLOW_RUN"  # the job's MLflow run; MLFLOW_TRACKING_URI s
 ENV_CPUS = "REX_CPUS"  # CPUs of this node for all its ranks, "0,1,2,3": rank i takes the i-th equal share
 ENV_LOCAL_RANKS = "REX_LOCAL_RANKS"  # ranks on this node, the same on every node
 ENV_COMPILE_CACHE = "REX_COMPILE_CACHE"  # folder for compiled graphs that outlives the attempt
+ENV_DRAIN_GRACE = "REX_DRAIN_GRACE_S"  # seconds from SIGTERM to SIGKILL
 ENV_DATA_DIR = "REX_DATA_DIR"  # folder of the data set; an explicit argument of the program wins
 
 
@@ -96,6 +98,9 @@ class Heartbeat(_JsonRecord):
     resumed: dict[str, Any] | None = None  # {"manifest", "step"} once the start is decided
     quarantined: list[dict[str, Any]] = field(default_factory=list)  # [{"manifest", "reason"}]
     checkpoint: dict[str, Any] | None = None  # newest commit: {"manifest", "step", "sha256"}
+    # When it saves ("rule", "interval_s"), on what grounds ("cost_s" and "commit_s" of a checkpoint,
+    # "mean_time_between_interruptions_s", "num_interruptions"), and "committed", "coalesced", "failed" in this attempt
+    saving: dict[str, Any] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     mlflow_run: str | None = None
     at: float = 0.0  # Unix time of sending
@@ -138,6 +143,11 @@ def checked_heartbeat(values: dict[str, Any]) -> dict[str, Any]:
         if beat[name] is not None:
             beat[name] = {key: beat[name][key] for key in wanted}
             beat[name]["step"] = int(beat[name]["step"])
+    if beat["saving"] is not None:
+        beat["saving"] = {
+            str(key): value if isinstance(value, int | str) else _finite(value)
+            for key, value in dict(beat["saving"]).items()
+        }
     beat["quarantined"] = [{key: str(bad[key]) for key in ("manifest", "reason")} for bad in beat["quarantined"]]
     return {**beat, "phase": str(beat["phase"]), "at": _finite(beat["at"]) or 0.0}
 

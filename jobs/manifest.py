@@ -10,13 +10,14 @@ import json
 import re
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from jobs.errors import CorruptCheckpoint, UnknownManifest
 
 VERSION = 1
-PREFIX = "manifests/"
+PREFIX, OBJECT_PREFIX = "manifests/", "objects/"
 _NAME = re.compile(r"^manifests/(\d{6})-(\d{9})\.json$")
+_OBJECT = re.compile(r"^objects/(\d{6})-(\d{9})/([0-9a-f]{64})$")
 _SHA256 = r"^[0-9a-f]{64}$"
 
 
@@ -25,11 +26,23 @@ class _Frozen(BaseModel):
 
 
 class FileEntry(_Frozen):
-    """One content-addressed file: it lies under `objects/<sha256>`."""
+    """One file, and the object that holds it: its commit's own, or one of the parent's with the same content.
+
+    `history` marks a part of the run's record, which outlives the state (`jobs.retention`).
+    """
 
     name: str = Field(min_length=1)
     size_bytes: int = Field(ge=0)
     sha256: str = Field(pattern=_SHA256)
+    key: str
+    history: bool = False
+
+    @model_validator(mode="after")
+    def _key_fits(self) -> FileEntry:
+        parsed = parse_object(self.key)
+        if parsed is None or parsed[2] != self.sha256:
+            raise ValueError(f"key {self.key!r} is not that of an object with this sha256")
+        return self
 
 
 class Manifest(_Frozen):
@@ -85,6 +98,17 @@ def parse_name(name: str) -> tuple[int, int] | None:
     """(attempt, step) of a manifest's name, None if it is no such name."""
     match = _NAME.match(name)
     return (int(match.group(1)), int(match.group(2))) if match else None
+
+
+def object_key(attempt: int, step: int, sha256: str) -> str:
+    """`objects/000002-000000120/<sha256>`: content that the commit of (attempt, step) brought."""
+    return f"{OBJECT_PREFIX}{attempt:06d}-{step:09d}/{sha256}"
+
+
+def parse_object(key: str) -> tuple[int, int, str] | None:
+    """(attempt, step, sha256) of an object's key, None if it is no such key."""
+    match = _OBJECT.match(key)
+    return (int(match.group(1)), int(match.group(2)), match.group(3)) if match else None
 
 
 def parse(body: bytes, name: str) -> Manifest:

@@ -53,6 +53,7 @@ def build_launch(
     data_dir, prepare = data_arguments(spec, home.work_root)
     env = dict(spec.env)
     env[contract.ENV_STORE] = row.store_uri
+    env[contract.ENV_COMMIT_PROTOCOL] = row.commit_protocol
     env["MLFLOW_TRACKING_URI"] = tracking_uri
     env[contract.ENV_COMPILE_CACHE] = f"{home.work_root}/compile-cache"  # shared: its keys hold what shapes a graph
     if mlflow_run:

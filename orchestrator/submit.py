@@ -11,6 +11,7 @@ from jobs.errors import NotFoundError, SpecError
 from jobs.spec import JobSpec, parse_spec
 from jobs.states import State
 from orchestrator.settings import Home
+from orchestrator.storage import protocol_for
 from orchestrator.store import JobRow, Store
 from orchestrator.store.store import new_job_id
 
@@ -110,12 +111,25 @@ def _manifest_at(source: JobRow, step: int) -> dict[str, str]:
 
 
 def submit(spec: JobSpec, store: Store, home: Home) -> JobRow:
-    """Queue the job; from here on it is the control plane's."""
+    """Queue the job; from here on it is the control plane's.
+
+    Raises:
+        StackError: no commit protocol is safe on the object store.
+        StoreUnavailable: the object store, if it was never asked before, does not answer or does not let us write.
+    """
     init_from = resolve_init_from(spec, store)
     if not home.embedded_ray:
         check_cluster(spec, store)
+    protocol = protocol_for(home.objects_uri, store, profile=spec.credentials.aws_profile)
     job_id = new_job_id(spec.name)
-    store.submit(job_id, spec, store_uri=f"{home.objects_uri}/{job_id}", init_from=init_from, now=time.time())
+    store.submit(
+        job_id,
+        spec,
+        store_uri=f"{home.objects_uri}/{job_id}",
+        commit_protocol=protocol,
+        init_from=init_from,
+        now=time.time(),
+    )
     return store.get(job_id)
 
 

@@ -1,14 +1,18 @@
-"""Snapshots of the device's state, and the thread that makes checkpoints of them.
+"""The thread that makes checkpoints of a run's state, behind its back.
 
-A step is blocked by the copy alone; writing, hashing and uploading happen behind it, one checkpoint at a time.
+A step is blocked by one copy in memory alone; writing, hashing and uploading happen beside the steps after it, however
+long they take. At most two copies exist: one that is being committed, and one that waits. A newer one takes the place
+of the one that waits.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,34 +21,45 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
 
 from cluster.storage.checkpoints import CheckpointStore
 from jobs import certificate
-from jobs.errors import CorruptCheckpoint, RetryableError, SpecError
+from jobs.errors import CorruptCheckpoint, IntegrityError, RetryableError, SpecError, StoreUnavailable
 from jobs.manifest import Manifest
+from jobs.retention import Retention
 from rexnet.journal import Point, to_lines
+from rexnet.snapshot import Image, State
 
 if TYPE_CHECKING:
     from mindspore import Parameter
 
 log = logging.getLogger(__name__)
 STATE, METRICS = "state.safetensors", "metrics.jsonl"
+HISTORY = (METRICS, certificate.FILE)  # the run's record: kept when the state has been retired
 Arrays = dict[str, np.ndarray[Any, Any]]
+_COLLECT_EVERY = 10  # commits: each collection reads one checkpoint back
+_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0  # between the tries of a run's last commit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
-    """All that a resume needs after `step`: random state is none, it follows from seed and step."""
+class Progress:
+    """What a checkpoint says besides its arrays. Random state is none: it follows from seed and step."""
 
     step: int
     epoch: int
     samples: int
-    arrays: Arrays
-    points: list[Point]  # journal since the parent manifest
-    entries: list[certificate.Entry]  # certificate since the parent manifest
+    points: list[Point]  # of the journal; those that a commit before it brings are left out then
+    entries: list[certificate.Entry]  # of the certificate, likewise
     certificate: str  # after `step`
     metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The state after a step, on the host."""
+
+    progress: Progress
+    image: Image
 
 
 def copy_arrays(parameters: Iterable[Parameter]) -> Arrays:
@@ -61,93 +76,220 @@ def read_arrays(body: bytes, source: str) -> Arrays:
     return arrays
 
 
-class CheckpointWriter:
-    """Commits snapshots of one attempt in the background, in order; a failed one leaves its points to the next.
+class _Later(Exception):
+    """There is something more urgent."""
 
-    `constants` are the keyword arguments of `CheckpointStore.commit` that never change in an attempt. `on_commit` is
-    called in the writer's thread with each manifest and its points.
+
+class CheckpointWriter:
+    """Commits snapshots of one attempt in the background, in order. Only `finish` waits for the store.
+
+    A commit that fails because something is unavailable is counted and said; its points and certificate entries go
+    with the next one. Whatever else ends a commit (fenced off, a second writer, a bug) is raised by the next call.
+
+    Args:
+        state: what is saved.
+        start: the manifest that the attempt started from.
+        constants: keyword arguments of `CheckpointStore.commit` that never change in an attempt.
+        on_commit: called in the writer's thread with each manifest and the points that it is the first to cover.
+        retention: what to keep of older checkpoints; every few commits the writer collects the rest.
     """
 
     def __init__(
         self,
         store: CheckpointStore,
+        state: State,
         *,
         attempt: int,
-        parent: str | None,
+        start: Manifest | None,
         constants: dict[str, Any],
         on_commit: Callable[[Manifest, list[Point]], None],
+        retention: Retention | None = None,
     ) -> None:
-        self._store, self._attempt, self._constants, self._on_commit = store, attempt, constants, on_commit
-        self._parent = parent
+        self._store, self._state, self._attempt = store, state, attempt
+        self._constants, self._on_commit, self._retention = constants, on_commit, retention
+        self._finishing = False
+        self._changed = threading.Condition()  # guards what follows
         self._thread: threading.Thread | None = None
+        self._waiting: Snapshot | None = None
+        self._writing: Progress | None = None
+        self._free: list[Image] = []
         self._error: BaseException | None = None
-        self.num_skipped = 0
-        self.newest: Manifest | None = None
+        self._failure: RetryableError | None = None  # of the newest try, if that was not committed
+        self.newest = start
+        self.num_committed = self.num_coalesced = self.num_failed = 0
+        self.commit_s = 0.0  # seconds that the newest commit took
 
     @property
     def busy(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
+        """Is a commit in flight?"""
+        return self._thread is not None
 
-    def skip(self, step: int) -> None:
-        self.num_skipped += 1
-        log.warning("action=checkpoint-skipped step=%d cause=the one before is still being written", step)
+    @property
+    def failing(self) -> bool:
+        """Did the newest try fail?"""
+        return self._failure is not None
 
-    def start(self, snapshot: Snapshot) -> None:
-        """Begin to commit. Raises what ended an earlier commit, unless that was mere unavailability."""
-        self.wait()
-        self._thread = threading.Thread(target=self._run, args=(snapshot,), name="checkpoint", daemon=True)
-        self._thread.start()
+    def counts(self) -> dict[str, int]:
+        """Snapshots by what became of them; a failed or coalesced one is covered by the next that is committed."""
+        return {"committed": self.num_committed, "coalesced": self.num_coalesced, "failed": self.num_failed}
+
+    def save(self, progress: Progress) -> None:
+        """Copy the state now and commit it in the background. Raises as `check` does."""
+        self.check()
+        image = self._claim_image(f"step {progress.step} takes its place")
+        image.copy()
+        self._submit(Snapshot(progress, image))
 
     def check(self) -> None:
-        """Raise what must end the attempt: fenced off, a second writer, a bug. An absent store is only logged."""
-        if self._error is None or self.busy:
-            return
-        error, self._error = self._error, None
-        if not isinstance(error, RetryableError):
-            raise error
-        log.warning("action=checkpoint-failed cause=%s; training goes on, the next one covers it", error)
+        """Raise what must end the attempt, if the writer met it; to be called at every step."""
+        if self._error is not None:
+            raise self._error
 
-    def wait(self) -> None:
-        """Wait for the commit in flight; raises as `check` does."""
-        self._join()
+    def finish(self, progress: Progress, *, timeout_s: float) -> None:
+        """See to it that a commit of this progress, the run's last, is durable; nothing to do if one is.
+
+        Waits for the commit in flight, drops the snapshot that waits, and tries for `timeout_s` seconds in all.
+
+        Raises:
+            StoreUnavailable: the time is over; the newest checkpoint is the previous one.
+            others: as `check` does.
+        """
+        deadline, pause = time.monotonic() + timeout_s, _PAUSE_S
+        self._finishing = True
+        with self._changed:
+            if self._waiting is not None:
+                self._free.append(self._claim_image(f"step {progress.step} is the last"))
+        self._wait_until(deadline)
+        while not self._covers(progress):
+            image = self._claim_image("")
+            image.copy()
+            self._submit(Snapshot(progress, image))
+            self._wait_until(deadline)
+            if self._failure is not None:
+                if time.monotonic() + pause > deadline:
+                    raise StoreUnavailable(
+                        f"step {progress.step} was not committed within {timeout_s:.0f} s: {self._failure}"
+                    ) from self._failure
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _covers(self, progress: Progress) -> bool:
+        """Does the newest manifest say all of this? It may lack the metrics: their validation was interrupted then."""
+        newest = self.newest
+        return newest is not None and newest.step == progress.step and not (progress.metrics and not newest.metrics)
+
+    def _wait_until(self, deadline: float) -> None:
+        """Wait until no commit is in flight; StoreUnavailable if one is at the deadline. Raises as `check` does."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._thread is None, max(0.0, deadline - time.monotonic())):
+                step = self._writing.step if self._writing else "?"
+                raise StoreUnavailable(
+                    f"the commit of step {step} is still in flight", hint="the checkpoint before it stands"
+                )
         self.check()
 
-    def finish(self, snapshot: Snapshot) -> None:
-        """Commit this snapshot for certain, in this thread; raises whatever prevents it. `wait` comes first."""
-        self.newest = self._commit(snapshot)
+    def _claim_image(self, why: str) -> Image:
+        """Memory to copy into: that of the snapshot that waits, for the new one takes its place; else what is free."""
+        with self._changed:
+            replaced, self._waiting = self._waiting, None
+            if replaced is None:
+                return self._free.pop() if self._free else Image(self._state)
+            self.num_coalesced += 1
+            step = self._writing.step if self._writing else "?"
+        log.warning("action=checkpoint-coalesced step=%d cause=step %s is still being committed; %s",
+                    replaced.progress.step, step, why)  # fmt: skip
+        return replaced.image
 
-    def _join(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+    def _submit(self, snapshot: Snapshot) -> None:
+        with self._changed:
+            self._waiting = snapshot
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="checkpoint", daemon=True)
+                self._thread.start()
 
-    def _run(self, snapshot: Snapshot) -> None:
+    def _work(self) -> None:
+        """The thread: commits what waits until nothing does."""
+        while True:
+            with self._changed:
+                snapshot, self._waiting = self._waiting, None
+                if snapshot is None or self._error is not None:
+                    self._thread = self._writing = None
+                    self._changed.notify_all()
+                    return
+                self._writing = snapshot.progress
+            self._try(snapshot)
+            with self._changed:
+                self._free.append(snapshot.image)
+
+    def _try(self, snapshot: Snapshot) -> None:
+        began, step = time.monotonic(), snapshot.progress.step
         try:
-            self.newest = self._commit(snapshot)
-        except BaseException as error:  # handed to the training thread by check()
+            self._commit(snapshot)
+        except RetryableError as error:
+            self._failure = error
+            self.num_failed += 1
+            log.warning("action=checkpoint-failed step=%d seconds=%.1f cause=%s; training goes on, the next covers it",
+                        step, time.monotonic() - began, error)  # fmt: skip
+        except BaseException as error:  # raised in the training thread by check()
             self._error = error
+        else:
+            self._failure = None
+            self.num_committed += 1
+        self.commit_s = time.monotonic() - began
+        if self._retention is not None and self._error is None and self.num_committed % _COLLECT_EVERY == 0:
+            self._collect(self._retention)
 
-    def _commit(self, snapshot: Snapshot) -> Manifest:
-        with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=Path.cwd()) as folder:
-            state, metrics = Path(folder) / STATE, Path(folder) / METRICS
-            state.write_bytes(save_tensors(snapshot.arrays))
-            metrics.write_bytes(to_lines(snapshot.points))
-            trail = Path(folder) / certificate.FILE
-            trail.write_bytes(certificate.to_lines(snapshot.entries))
-            manifest = self._store.commit(
-                attempt=self._attempt,
-                step=snapshot.step,
-                epoch=snapshot.epoch,
-                samples=snapshot.samples,
-                parent=self._parent,
-                files={STATE: state, METRICS: metrics, certificate.FILE: trail},
-                certificate=snapshot.certificate,
-                metrics=snapshot.metrics,
-                **self._constants,
-            )
-        self._parent = manifest.name
-        self._on_commit(manifest, snapshot.points)
-        return manifest
+    def _collect(self, retention: Retention) -> None:
+        """Let older states go; it gives way to whatever is to be committed. A failure costs room, and no checkpoint."""
+
+        def go_on(done: int, total: int) -> None:
+            if self._finishing or self._waiting is not None:
+                raise _Later
+
+        try:
+            if not self._finishing:
+                done = self._store.collect(retention, on_delete=go_on)
+                log.info("action=checkpoints-collected retired=%d objects=%d size_bytes=%d %s",
+                         len(done.retired), len(done.objects), done.size_bytes, done.note)  # fmt: skip
+        except _Later:
+            log.info("action=collection-interrupted: the next one goes on")
+        except (RetryableError, IntegrityError) as error:
+            log.warning("action=collection-failed cause=%s; nothing that is kept is touched", error)
+
+    def _commit(self, snapshot: Snapshot) -> None:
+        progress, parent = snapshot.progress, self.newest
+        # A commit that was in flight when this snapshot was taken has brought some of its records by now.
+        covered = parent.step if parent is not None and parent.attempt == self._attempt else -1
+        points = [point for point in progress.points if point.step > covered]
+        entries = [entry for entry in progress.entries if entry.step > covered]
+        try:
+            with tempfile.TemporaryDirectory(
+                prefix="checkpoint-", dir=Path.cwd(), ignore_cleanup_errors=True
+            ) as folder:
+                files = {name: Path(folder) / name for name in (STATE, *HISTORY)}
+                files[STATE].write_bytes(snapshot.image.body)
+                files[METRICS].write_bytes(to_lines(points))
+                files[certificate.FILE].write_bytes(certificate.to_lines(entries))
+                manifest = self._store.commit(
+                    attempt=self._attempt,
+                    step=progress.step,
+                    epoch=progress.epoch,
+                    samples=progress.samples,
+                    parent=parent.name if parent is not None else None,
+                    files=files,
+                    history=HISTORY,
+                    certificate=progress.certificate,
+                    metrics=progress.metrics,
+                    **self._constants,
+                )
+        except OSError as error:  # of the local disk: a store translates its own
+            name = errno.errorcode.get(error.errno or 0, "unknown error")
+            raise StoreUnavailable(
+                f"step {progress.step} cannot be written to {error.filename or Path.cwd()}: {name}, {error.strerror}",
+                hint="the attempt's folder needs room for one checkpoint",
+            ) from error
+        self.newest = manifest
+        self._on_commit(manifest, points)
 
 
 def parse_init_from(text: str) -> tuple[str, str, str]:

@@ -35,12 +35,13 @@ _UPLOAD_S = 20.0  # how long the end of an attempt waits for an upload
 # Keys that the host alone reads. Any other one shapes the graph, also one that is added and not thought of here.
 _HOST_KEYS = frozenset((
     "distribute", "val_while_train", "val_interval", "log_interval", "seed", "dataset", "data_dir", "train_split",
-    "val_split", "num_parallel_workers", "shuffle", "num_samples", "scale", "ratio", "hflip", "vflip", "color_jitter",
-    "interpolation", "auto_augment", "re_prob", "re_scale", "re_ratio", "re_value", "re_max_attempts", "mean", "std",
-    "crop_pct", "cutmix_prob", "ckpt_path", "keep_checkpoint_max", "ckpt_save_dir", "ckpt_save_interval",
-    "ckpt_save_policy", "epoch_size", "ema_decay", "scheduler", "lr", "min_lr", "warmup_epochs", "warmup_factor",
-    "decay_epochs", "shift_pixels", "max_corrupt", "max_steps", "ckpt_every_steps", "ckpt_store",
-    "expected_top1", "expected_seconds", "fresh_head",
+    "val_split", "num_parallel_workers", "shuffle", "num_samples", "scale", "ratio", "hflip", "vflip",
+    "color_jitter", "interpolation", "auto_augment", "re_prob", "re_scale", "re_ratio", "re_value",
+    "re_max_attempts", "mean", "std", "crop_pct", "cutmix_prob", "ckpt_path", "keep_checkpoint_max", "ckpt_save_dir",
+    "ckpt_save_interval", "ckpt_save_policy", "epoch_size", "ema_decay", "scheduler", "lr", "min_lr",
+    "warmup_epochs", "warmup_factor", "decay_epochs", "shift_pixels", "max_corrupt", "max_steps", "ckpt_every",
+    "ckpt_keep_last", "ckpt_keep_every", "ckpt_keep_best", "ckpt_store", "expected_top1", "expected_seconds",
+    "fresh_head",
 ))  # fmt: skip
 
 

@@ -21,13 +21,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from jobs.errors import SpecError
 from rexnet.architecture import MODELS
+from rexnet.saving import parse_rule
 
 CONFIGS = Path(__file__).parent / "configs"
 # What decides neither the parameters of a step nor the data it sees: a change of these is no change of the run.
-_NOT_IN_DIGEST = ("data_dir", "ckpt_store", "distribute", "epoch_size", "max_steps", "ckpt_every_steps", "val_interval",
-                  "val_while_train", "log_interval", "num_parallel_workers", "ckpt_save_dir", "ckpt_save_interval",
-                  "ckpt_save_policy", "keep_checkpoint_max", "dataset_sink_mode", "device_target", "eval_shuffle",
-                  "crop_pct", "val_split", "val_amp_level", "expected_top1", "expected_seconds")  # fmt: skip
+_NOT_IN_DIGEST = (
+    "ckpt_keep_last", "ckpt_keep_every", "ckpt_keep_best", "data_dir", "ckpt_store", "distribute", "epoch_size",
+    "max_steps", "ckpt_every", "val_interval", "val_while_train", "log_interval", "num_parallel_workers",
+    "ckpt_save_dir", "ckpt_save_interval", "ckpt_save_policy", "keep_checkpoint_max", "dataset_sink_mode",
+    "device_target", "eval_shuffle", "crop_pct", "val_split", "val_amp_level", "expected_top1", "expected_seconds",
+)  # fmt: skip
 
 
 def _number(value: Any) -> Any:
@@ -168,7 +171,10 @@ class Recipe(BaseModel):
     shift_pixels: int = Field(default=0, ge=0)  # random translation in the place of the random crop
     max_corrupt: Share = 0.001  # share of the training images that may be unreadable
     max_steps: int = Field(default=0, ge=0)  # stop after so many steps; 0: epoch_size decides alone
-    ckpt_every_steps: int = Field(default=100, ge=1)
+    ckpt_every: str = "auto"  # 500 steps, 30 s, 10 min, 1 h, or auto: Daly's interval from measured cost and rate
+    ckpt_keep_last: int = Field(default=5, ge=0)  # newest checkpoints that keep their state; 0: all do
+    ckpt_keep_every: int = Field(default=0, ge=0)  # and every one at a multiple of so many steps
+    ckpt_keep_best: int = Field(default=1, ge=0)  # and the best by top-1; one is made after each validation then
     fresh_head: Switch = False  # ckpt_path may be of another number of classes: the classifier starts anew
     ckpt_store: str = ""  # store URI of a bare run; empty: ./checkpoints
     # what a run of this recipe is expected to give
@@ -194,6 +200,10 @@ class Recipe(BaseModel):
             raise ValueError(f"batch_size: mixup needs an even one, since neighbours are mixed, not {self.batch_size}")
         if self.global_batch and not self.scale_lr and self.gradient_accumulation_steps > 1:
             raise ValueError("gradient_accumulation_steps: global_batch decides it, leave one of the two out")
+        try:
+            parse_rule(self.ckpt_every)
+        except SpecError as error:
+            raise ValueError(f"ckpt_every: {error}") from error
         if self.fresh_head and not self.ckpt_path:
             raise ValueError("fresh_head: there is no other head without ckpt_path")
         if self.ckpt_save_policy == "top_k" and not self.val_while_train:

@@ -11,6 +11,7 @@ import struct
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -18,12 +19,14 @@ from mindspore import Tensor
 
 from cluster.storage import open_store
 from cluster.storage.checkpoints import CheckpointStore
+from cluster.storage.probe import probe
 from jobs.certificate import START
-from jobs.contract import ENV_JOB, ENV_MLFLOW_RUN, ENV_STORE, Phase
+from jobs.contract import ENV_COMMIT_PROTOCOL, ENV_DRAIN_GRACE, ENV_JOB, ENV_MLFLOW_RUN, ENV_STORE, Phase
 from jobs.errors import SpecError
 from jobs.manifest import Manifest
+from jobs.retention import Retention
 from rexnet import kernels, resume
-from rexnet.checkpoint import Arrays, CheckpointWriter, Snapshot, copy_arrays
+from rexnet.checkpoint import Arrays, CheckpointWriter, Progress, copy_arrays
 from rexnet.data.batches import Batch, EvalBatches, TrainBatches
 from rexnet.data.folder import ImageFolder
 from rexnet.data.masks import dropout_mask, path_mask
@@ -37,12 +40,16 @@ from rexnet.model import create_model
 from rexnet.provenance import code_version, library_versions
 from rexnet.pulse import Pulse
 from rexnet.recipe import Recipe, learning_rate
+from rexnet.saving import Schedule, parse_rule, running_time
+from rexnet.snapshot import Source, State
 from rexnet.step import ShareStatistics, TrainStep, average_decay
 from rexnet.tracking import Tracker
 from rexnet.trail import Trail
 from rexnet.world import StopRequest, World
 
 log = logging.getLogger("rexnet.train")
+DRAIN_GRACE_S = 60.0  # from SIGTERM to SIGKILL, if nobody says
+LAST_COMMIT_S = 600.0  # for the commit of a run's last step, which nobody is in a hurry for
 
 
 class Session:
@@ -103,15 +110,20 @@ class Session:
         self.pulse.enter(Phase.RESUMING)
         uri = os.environ.get(ENV_STORE) or self.recipe.ckpt_store or f"file://{Path.cwd() / 'checkpoints'}"
         self.store_uri, self.job = uri, os.environ.get(ENV_JOB, "bare")
-        self.store = CheckpointStore(open_store(uri), self.job)
+        self.objects = open_store(uri, os.environ.get(ENV_COMMIT_PROTOCOL) or "create-only")
+        if self.world.is_first:
+            probe(self.objects)  # before a night is spent on what could never be saved
+        self.store = CheckpointStore(self.objects, self.job)
         self.start = resume.start_attempt(self.store, self.world, self.ranks)
         self.step = self._restore(self.start.manifest)
         self.journal = Journal(Path(f"journal-{self.start.attempt:06d}-rank{self.world.rank}.jsonl"))
         self.tracker: Tracker | None = None
         self.writer: CheckpointWriter | None = None
+        self.schedule: Schedule | None = None
         self.keeper: WeightsKeeper | None = None
         if self.world.is_first:
             self.tracker, self.writer = self._open_outputs()
+            self.schedule = self._plan_saving()
             self.keeper = WeightsKeeper(self.recipe, self.recipe.ckpt_save_dir)
         return self
 
@@ -131,7 +143,9 @@ class Session:
         recipe, step = self.recipe, self.step
         if not self.compiled:
             self.pulse.enter(Phase.COMPILING)
-        began = time.monotonic()
+        if self.writer is not None:
+            self.writer.check()
+        began, beside_commit = time.monotonic(), self.writer is not None and self.writer.busy
         micro_batches = self.batches.batch(step)
         self.lr = learning_rate(recipe, step, self.order.steps_per_epoch) * recipe.lr_factor(self.world.size)
         lam = micro_batches[0].lam
@@ -145,15 +159,20 @@ class Session:
         if not self.compiled:
             self.compiled = True
             self.graphs.publish()  # now, since the first validation may be hours away
+            if self.schedule is not None:
+                self.schedule.begin(time.monotonic())
             self.pulse.enter(Phase.TRAINING, first_step_at=time.time(), step=self.step)
+        elif self.schedule is not None:
+            self.schedule.stepped(time.monotonic() - began, beside_commit=beside_commit)
         return mean_loss, num_stop > 0
 
     def record(self, loss: float) -> None:
         """Note the step's values: heartbeat, journal, live view."""
         epoch = self.order.epoch(self.step)
         self.pulse.update(
-            step=self.step, epoch=epoch, loss=loss, images_per_s=self.images_per_s, stop_seen_at=self.stop.seen_at
-        )
+            step=self.step, epoch=epoch, loss=loss, images_per_s=self.images_per_s, stop_seen_at=self.stop.seen_at,
+            saving=self._saving(),
+        )  # fmt: skip
         self._note({"train_loss": loss, "lr": self.lr, "images_per_s": self.images_per_s})
         if self.world.is_first and self.step % self.recipe.log_interval == 0:
             log.info("action=trained step=%d epoch=%d loss=%.4f lr=%.6f images_per_s=%.1f",
@@ -219,26 +238,35 @@ class Session:
 
     @property
     def checkpoint_is_due(self) -> bool:
-        return self.step % self.recipe.ckpt_every_steps == 0
+        """Rank 0 decides, for it alone saves."""
+        if self.schedule is None or self.writer is None:
+            return False
+        if self.validation_is_due and self.recipe.ckpt_keep_best:
+            return True  # so that the best one has a checkpoint of its own
+        return self.schedule.is_due(
+            self.step, time.monotonic(), commit_s=self.writer.commit_s, failing=self.writer.failing
+        )
 
     def checkpoint(self) -> None:
-        """Rank 0: copy the state and commit it in the background; skip it if the last one is not through."""
-        if self.writer is None:
-            return
-        if self.writer.busy:
-            self.writer.skip(self.step)
-            return
+        """Rank 0: copy the state and commit it in the background."""
+        assert self.schedule is not None and self.writer is not None
+        began = time.monotonic()
         with self.pulse.stalled():
-            self.writer.start(self._snapshot())
+            self.writer.save(self._progress())
+        now = time.monotonic()
+        self.schedule.saved(now, now - began)
 
     def drain(self) -> None:
         """Commit the state for certain, and meet the other ranks; the caller exits DRAINED."""
         self.pulse.enter(Phase.DRAINING, stop_seen_at=self.stop.seen_at)
-        self._finish("KILLED", timeout_s=2.0)
+        told_at = self.stop.seen_at or time.time()
+        grace_s = float(os.environ.get(ENV_DRAIN_GRACE) or DRAIN_GRACE_S)
+        left_s = told_at + 0.9 * grace_s - time.time()  # the rest is for the barrier and the way out
+        self._finish("KILLED", commit_s=max(1.0, left_s), timeout_s=2.0)
 
     def complete(self) -> None:
         """Commit the last state for certain, and meet the other ranks; the caller exits DONE."""
-        self._finish("FINISHED", timeout_s=5.0)
+        self._finish("FINISHED", commit_s=LAST_COMMIT_S, timeout_s=5.0)
         self.pulse.enter(Phase.DONE)
 
     # -- set-up
@@ -292,8 +320,9 @@ class Session:
             tracker.replay(self.store, self.start.manifest)
         writer = CheckpointWriter(
             self.store,
+            State([Source.whole(parameter) for parameter in self.parameters] + self.train.sources()),
             attempt=self.start.attempt,
-            parent=self.start.manifest.name if self.start.manifest else None,
+            start=self.start.manifest,
             constants={
                 "config_sha256": self.recipe.digest(),
                 "world_size": self.world.size,
@@ -303,8 +332,31 @@ class Session:
                 "versions": self.versions,
             },
             on_commit=self._committed,
+            retention=self._retention(),
         )
         return tracker, writer
+
+    def _retention(self) -> Retention | None:
+        """Which checkpoints keep their state; None if all do, or if the store is one to be collected at rest only."""
+        recipe = self.recipe
+        if recipe.ckpt_keep_last == 0:
+            return None
+        if self.objects.protocol == "allotted":
+            log.info("action=nothing-retired cause=%s has no conditional put; collect when the job is at rest",
+                     self.store_uri)  # fmt: skip
+            return None
+        return Retention(
+            last=recipe.ckpt_keep_last, every_steps=recipe.ckpt_keep_every or None, best=recipe.ckpt_keep_best
+        )
+
+    def _plan_saving(self) -> Schedule:
+        earlier = [span for span in self.store.attempts() if span.attempt < self.start.attempt]
+        return Schedule(
+            parse_rule(self.recipe.ckpt_every),
+            ran_before_s=running_time((span.started_at, span.last_commit_at) for span in earlier),
+            num_interruptions=len(earlier),
+            now=time.monotonic(),
+        )
 
     # -- helpers
 
@@ -335,12 +387,11 @@ class Session:
         if self.tracker is not None:
             self.tracker.show(self.journal.add(self.step, values))
 
-    def _snapshot(self) -> Snapshot:
-        return Snapshot(
+    def _progress(self) -> Progress:
+        return Progress(
             step=self.step,
             epoch=self.order.epoch(self.step),
             samples=self.step * self.order.global_batch,
-            arrays=self._arrays(),
             points=self.journal.pending(),
             entries=self.trail.pending(),
             certificate=self.trail.digest,
@@ -358,13 +409,16 @@ class Session:
         )
         log.info("action=committed manifest=%s", manifest.name)
 
-    def _finish(self, status: str, timeout_s: float) -> None:
+    def _saving(self) -> dict[str, Any] | None:
+        """For rank 0's heartbeat: when checkpoints are made, what they cost, and what became of them."""
+        if self.schedule is None or self.writer is None:
+            return None
+        return self.schedule.status(time.monotonic(), commit_s=self.writer.commit_s) | self.writer.counts()
+
+    def _finish(self, status: str, commit_s: float, timeout_s: float) -> None:
         if self.writer is not None and self.tracker is not None:
-            self.writer.wait()
-            newest = self.writer.newest or self.start.manifest
-            caught_up = newest is not None and bool(self.metrics) and not newest.metrics
-            if newest is None or newest.step != self.step or caught_up:
-                self.writer.finish(self._snapshot())
+            self.writer.finish(self._progress(), timeout_s=commit_s)
+            self.pulse.update(saving=self._saving())
             self.tracker.close(status, timeout_s)
         self.ranks.sum(1)
         self.graphs.publish()

@@ -19,6 +19,7 @@ from rexnet.flat import Average, Gather, Scatter, length_of, split, sum_of_squar
 from rexnet.model import ReXNet
 from rexnet.optimizer import create_optimizer
 from rexnet.recipe import Recipe
+from rexnet.snapshot import Source
 from rexnet.weights import EMA_PREFIX
 
 LR, STOP, MIX, EMA = range(4)  # places in `control`, the step's (4,) float32 vector of scalars
@@ -201,6 +202,18 @@ class TrainStep:
         for name, counter in update.counters.items():
             found[name] = counter.asnumpy().copy()
         return found | {EMA_PREFIX + name: array for name, array in self.average().items()}
+
+    def sources(self) -> list[Source]:
+        """Where `state` lies, under the same names."""
+        update = self._update
+        moments = update.optimizer.moments.items()
+        found = [Source.vector(moment, update.weights, f"{name}.") for name, moment in moments]
+        found += [Source(counter, ((name, ()),)) for name, counter in update.counters.items()]
+        if update.has_average:
+            found.append(Source.vector(update.average, update.weights, EMA_PREFIX))
+            if update.has_statistics:
+                found.append(Source.vector(update.average_statistics, update.statistics, EMA_PREFIX))
+        return found
 
     def set_state(self, arrays: Arrays, source: str) -> None:
         """Undo `state`. SpecError names what is missing or too much, or the first array of another shape."""

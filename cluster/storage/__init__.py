@@ -9,24 +9,27 @@ from __future__ import annotations
 
 from urllib.parse import unquote, urlsplit
 
-from cluster.storage.base import ObjectInfo, ObjectStore
+from cluster.storage.base import PROTOCOLS, CommitProtocol, Leftover, ObjectInfo, ObjectStore
+from cluster.storage.digests import FileDigests, digest_file
 from jobs.errors import SpecError
 
-__all__ = ["ObjectInfo", "ObjectStore", "open_store"]
+__all__ = ["CommitProtocol", "FileDigests", "Leftover", "ObjectInfo", "ObjectStore", "digest_file", "open_store"]
 
 _VALID = "valid are file:///absolute/folder and s3://bucket/prefix (endpoint, region and keys by the AWS environment)"
 
 
-def open_store(uri: str) -> ObjectStore:
+def open_store(uri: str, protocol: str = "create-only", *, profile: str | None = None) -> ObjectStore:
     """The store that `uri` names. Nothing is read or written yet.
 
     `file:///abs/dir` is a directory (made by the first write); `s3://bucket/prefix` is any S3, reached as the usual
-    environment says (AWS_ENDPOINT_URL, AWS_REGION, AWS_PROFILE, AWS_ACCESS_KEY_ID, ...).
+    environment says (AWS_ENDPOINT_URL, AWS_REGION, AWS_PROFILE, AWS_ACCESS_KEY_ID, ...); `profile` comes before
+    AWS_PROFILE. `protocol` is the one that the store doctor has chosen for this store.
 
     Raises:
-        SpecError: not such a URI.
+        SpecError: not such a URI, or not a protocol.
         StoreUnavailable: the AWS environment names a profile that does not exist.
     """
+    chosen = _protocol(protocol)
     parts = urlsplit(uri)
     if parts.query or parts.fragment or parts.username is not None:
         raise SpecError(f"store URI {_public(uri)!r} carries a query, a fragment or a user name", hint=_VALID)
@@ -37,14 +40,21 @@ def open_store(uri: str) -> ObjectStore:
             raise SpecError(f"store URI {uri!r} contains '..'", hint=_VALID)
         from cluster.storage.directory import DirectoryStore
 
-        return DirectoryStore(unquote(parts.path))
+        return DirectoryStore(unquote(parts.path), chosen)
     if parts.scheme == "s3":
         if not parts.netloc or ":" in parts.netloc:
             raise SpecError(f"store URI {uri!r} names no bucket", hint=_VALID)
         from cluster.storage.s3 import S3Store
 
-        return S3Store(parts.netloc, unquote(parts.path).strip("/"))
+        return S3Store(parts.netloc, unquote(parts.path).strip("/"), chosen, profile=profile)
     raise SpecError(f"store URI {uri!r} has no scheme that is known", hint=_VALID)
+
+
+def _protocol(given: str) -> CommitProtocol:
+    for known in PROTOCOLS:
+        if known == given:
+            return known
+    raise SpecError(f"{given!r} is no commit protocol", hint=f"valid are {' and '.join(PROTOCOLS)}")
 
 
 def _public(uri: str) -> str:

@@ -4,11 +4,12 @@ Layout below the store's prefix, which belongs to one job:
 
     attempts/000002                          pin: attempt 2 has started, from this manifest or none; create-only
     manifests/000002-000000120.json          the commit of (attempt 2, step 120); create-only
-    objects/<sha256>                         content of the files that manifests name
+    objects/000002-000000120/<sha256>        content that this commit brought; what it shares with its parent lies there
     quarantine/000001-000000100.000002.json  attempt 2 found that manifest damaged, and why
+    retired/...                              whose state `cluster.storage.gc` has deleted or is about to
 
 Files first, the manifest last: without a valid manifest there is no checkpoint. Which manifests are alive is decided
-by `jobs.chain` from pins and parents alone, with no clock. Damage must be definite (bytes were read, or the store said
+by `jobs.chain` from pins and names alone, with no clock. Damage must be definite (bytes were read, or the store said
 that there is no such object) before anything is quarantined; StoreUnavailable passes through every method unchanged.
 """
 
@@ -16,17 +17,20 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.storage.base import ObjectStore
-from cluster.storage.content import blob_key, checked_bytes, hash_file, verified_download, verify_blob
-from cluster.storage.lineage import complete_parents
+from cluster.storage.content import checked_bytes, verified_download, verify_blob
+from cluster.storage.digests import digest_file
+from cluster.storage.gc import Collected, collect
 from cluster.storage.records import Pin, Quarantined, Start, read_manifest, read_pin, sealed_manifest, sealed_quarantine
-from cluster.storage.survey import Survey, survey_store
-from jobs.chain import PIN_PREFIX, live, parse_pin_name, pin_name
+from cluster.storage.retired import PREFIX as RETIRED_PREFIX
+from cluster.storage.retired import Retirements
+from cluster.storage.survey import Survey, read_manifests, survey_store
+from jobs.chain import PIN_PREFIX, parse_pin_name, pin_name
 from jobs.errors import (
     AlreadyExistsError,
     CorruptCheckpoint,
@@ -34,21 +38,34 @@ from jobs.errors import (
     IntegrityError,
     ObjectNotFound,
     SpecError,
-    UnknownManifest,
 )
-from jobs.manifest import FileEntry, Manifest, manifest_name, parse_name
+from jobs.manifest import PREFIX, FileEntry, Manifest, manifest_name, object_key, parse_name
+from jobs.retention import Retention
 
-__all__ = ["CheckpointStore", "Listed", "Quarantined", "Start"]
+__all__ = ["AttemptSpan", "CheckpointStore", "Listed", "Quarantined", "Start"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listed:
-    """A manifest in the store: on the live chain or a dead branch; `problem` if it cannot be read."""
+    """A manifest in the store: on the live chain or a dead branch; `problem` if it cannot be read.
+
+    `retired` if a collector has deleted its state: it is part of the run's record, and cannot be resumed.
+    """
 
     name: str
     live: bool
+    retired: bool
     manifest: Manifest | None
     problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptSpan:
+    """When an attempt was pinned and when it committed last (None: never), by its writers' clocks: for estimates."""
+
+    attempt: int
+    started_at: float
+    last_commit_at: float | None
 
 
 class CheckpointStore:
@@ -63,6 +80,8 @@ class CheckpointStore:
         self._job = job
         self._nonce = uuid.uuid4().hex
         self._pins: dict[int, Pin] = {}  # pins never change: read once
+        self._latest: Manifest | None = None  # what our next commit will most likely continue
+        self._manifests: dict[str, Manifest] = {}  # what `collect` has read: they never change
 
     def start_attempt(self, attempt: int | None, *, must_resume: str | None = None) -> Start:
         """Decide where an attempt starts, and pin it: from here on all older attempts are fenced off.
@@ -79,6 +98,7 @@ class CheckpointStore:
             `must_resume` can tell.
 
         Raises:
+            SpecError: None where only the job database may allot numbers (protocol "allotted"), or no such number.
             FencedError: the number is not above all pinned ones, or a newer attempt was pinned meanwhile.
             CorruptCheckpoint: there should be a checkpoint and none verifies; nothing is pinned.
             UnknownManifest: the newest live manifest is of a newer version; nothing is pinned or quarantined.
@@ -86,14 +106,19 @@ class CheckpointStore:
         """
         if attempt is not None and not 1 <= attempt <= 999_999:
             raise SpecError(f"job {self._job}: attempt {attempt} is not within 1 to 999999")
+        if attempt is None and self._store.protocol == "allotted":
+            raise SpecError(
+                f"{self._store.uri} has no conditional put, so attempts cannot fence each other there",
+                hint="submit the job with rexctl: its database allots the attempts; or use another store",
+            )
         while True:
             survey = survey_store(self._store, self._pins)
-            newest = max(survey.pins, default=0)
+            newest = survey.newest_attempt
             number = newest + 1 if attempt is None else attempt
             if number <= newest:
                 ours = survey.pins.get(number)
                 if number == newest and ours is not None and ours.nonce == self._nonce:
-                    return self.pinned(number)
+                    return self._begun(self.pinned(number))
                 raise self._fenced(number, newest)
             manifest, quarantined = self._choose(survey, number, must_resume)
             pin = Pin(
@@ -111,11 +136,11 @@ class CheckpointStore:
                 taken = read_pin(self._store, number)
                 if taken.nonce != self._nonce:
                     raise self._fenced(number, number) from error
-                return self.pinned(number)
+                return self._begun(self.pinned(number))
             newest = self._newest_attempt()
             if newest > number:
                 raise self._fenced(number, newest)
-            return Start(attempt=number, manifest=manifest, quarantined=quarantined)
+            return self._begun(Start(attempt=number, manifest=manifest, quarantined=quarantined))
 
     def pinned(self, attempt: int) -> Start:
         """What `start_attempt` decided for that attempt, as every rank of it must see it.
@@ -149,11 +174,14 @@ class CheckpointStore:
         versions: Mapping[str, str],
         metrics: Mapping[str, float],
         certificate: str = "",
+        history: Collection[str] = (),
     ) -> Manifest:
         """Make the checkpoint (attempt, step) of these files; durable on return. The files must not change meanwhile.
 
         `parent` is this attempt's previous manifest, or the one it started from (None: it started from nothing).
-        Repeating a commit on the same instance, after StoreUnavailable say, is safe.
+        `history` names the files that are part of the run's record: they outlive the state. Content that the parent
+        has, too, is not sent again. One commit at a time, with growing steps: `collect` counts on it. Repeating a
+        commit on the same instance, after StoreUnavailable say, is safe.
 
         Raises:
             FencedError: a newer attempt is pinned, or this one never was. A commit that slips through just before
@@ -163,11 +191,19 @@ class CheckpointStore:
         """
         self._check_fence(attempt)
         self._check_parent(attempt, step, parent)
+        known = {(entry.sha256, entry.size_bytes): entry.key for entry in self._parent_files(parent)}
         entries = []
         for name, path in files.items():
-            size_bytes, sha256 = hash_file(path)
-            entries.append(FileEntry(name=name, size_bytes=size_bytes, sha256=sha256))
-            self._store.put_file(blob_key(sha256), path)
+            digests = digest_file(path)
+            key = known.get((digests.sha256, digests.size_bytes))
+            if key is None:
+                key = object_key(attempt, step, digests.sha256)
+                self._store.put_file(key, path, digests)
+            entries.append(
+                FileEntry(
+                    name=name, size_bytes=digests.size_bytes, sha256=digests.sha256, key=key, history=name in history
+                )
+            )
         manifest = Manifest(
             job=self._job,
             attempt=attempt,
@@ -191,7 +227,8 @@ class CheckpointStore:
         try:
             self._store.create(manifest.name, sealed_manifest(manifest))
         except AlreadyExistsError as error:
-            return self._own_commit(manifest, error)
+            manifest = self._own_commit(manifest, error)
+        self._latest = manifest
         return manifest
 
     def fetch(self, manifest: Manifest, name: str, target: Path) -> None:
@@ -230,69 +267,114 @@ class CheckpointStore:
     def manifests(self) -> list[Listed]:
         """All manifests, newest (attempt, step) first, live ones and dead branches. Files are not verified."""
         survey = survey_store(self._store, self._pins)
-        alive = set(self._live(survey))
+        alive = set(survey.live())
+        read = read_manifests(self._store, survey.names)
         found = []
-        for name in sorted(survey.manifests, reverse=True):
-            read = survey.manifests[name]
-            manifest, problem = (read, "") if isinstance(read, Manifest) else (None, str(read))
-            found.append(Listed(name=name, live=name in alive, manifest=manifest, problem=problem))
+        for name in sorted(survey.names, reverse=True):
+            one = read[name]
+            manifest, problem = (one, "") if isinstance(one, Manifest) else (None, str(one))
+            retired = survey.retirements.went(self._store, name)
+            found.append(Listed(name=name, live=name in alive, retired=retired, manifest=manifest, problem=problem))
         return found
 
     def newest(self) -> Manifest | None:
         """The newest live manifest that verifies, None if there is none. Writes nothing."""
         survey = survey_store(self._store, self._pins)
-        for name in self._live(survey):
+        for name in survey.live():
+            if survey.retirements.went(self._store, name):
+                continue
             try:
-                return self._verified(survey, name)
+                return self._verified(name)
             except CorruptCheckpoint:
                 continue  # reading only: whoever starts an attempt quarantines it
         return None
+
+    def collect(
+        self,
+        retention: Retention,
+        *,
+        dry_run: bool = False,
+        alone: bool = False,
+        on_delete: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Collected:
+        """Delete what `retention` lets go and what nobody needs: see `cluster.storage.gc.collect`."""
+        return collect(
+            self._store, self._job, retention,
+            dry_run=dry_run, alone=alone, on_delete=on_delete, known=self._manifests,
+        )  # fmt: skip
+
+    def attempts(self) -> list[AttemptSpan]:
+        """All attempts, oldest first."""
+        survey = survey_store(self._store, self._pins)
+        last: dict[int, str] = {}
+        for name in sorted(survey.names):
+            key = parse_name(name)
+            if key is not None:
+                last[key[0]] = name
+        read = read_manifests(self._store, last.values())
+        spans = []
+        for attempt, pin in sorted(survey.pins.items()):
+            one = read.get(last.get(attempt, ""))
+            at = one.created_at if isinstance(one, Manifest) else None
+            spans.append(AttemptSpan(attempt=attempt, started_at=pin.created_at, last_commit_at=at))
+        return spans
 
     def _choose(
         self, survey: Survey, attempt: int, must_resume: str | None
     ) -> tuple[Manifest | None, tuple[Quarantined, ...]]:
         """The newest live manifest that verifies, and what was quarantined on the way to it."""
         damaged: list[Quarantined] = []
-        for name in self._live(survey, must_resume):
+        candidates = survey.live(must_resume)
+        for name in candidates:
+            if survey.retirements.went(self._store, name):
+                continue
             try:
-                manifest = self._verified(survey, name)
+                manifest = self._verified(name)
             except CorruptCheckpoint as error:
                 damaged.append(Quarantined(manifest=name, reason=str(error)))
             else:
                 self._quarantine(damaged, attempt)
                 return manifest, tuple(damaged)
-        expected = [must_resume, *(pin.manifest for pin in survey.pins.values())]
+        expected = [must_resume, *(pin.manifest for pin in survey.pins.values()), *candidates]
         committed = next((name for name in expected if name is not None), None)
-        if committed is None and not damaged:
+        if committed is None:
             return None, ()
         self._quarantine(damaged, attempt)
-        seen = (
-            "; ".join(item.reason for item in damaged) or f"the store lists {len(survey.manifests)}, none of them live"
-        )
+        seen = "; ".join(item.reason for item in damaged) or f"the store lists {len(survey.names)}, none to resume"
         raise CorruptCheckpoint(
-            f"job {self._job} has committed {committed or damaged[0].manifest} and no checkpoint in {self._store.uri} "
-            f"verifies: {seen}",
+            f"job {self._job} has committed {committed} and no checkpoint in {self._store.uri} verifies: {seen}",
             hint="it is not started from zero by itself: check the store's URI and mount, restore the objects, "
             "or submit the job anew",
         )
 
-    def _live(self, survey: Survey, must_resume: str | None = None) -> list[str]:
-        """Live manifests, newest first: those listed, and those that must be there and are not."""
-        pins = {attempt: pin.manifest for attempt, pin in survey.pins.items()}
-        required = {name for name in (must_resume, pins.get(max(pins, default=0))) if name is not None}
-        known = {name: read.parent for name, read in survey.manifests.items() if isinstance(read, Manifest)}
-        parents = complete_parents(known, survey.manifests.keys() | required, pins)
-        return [name for name in live(parents, pins) if name in survey.manifests or name in required]
-
-    def _verified(self, survey: Survey, name: str) -> Manifest:
+    def _verified(self, name: str) -> Manifest:
         """The manifest of that name if it and all its files are right, else CorruptCheckpoint."""
-        read = survey.manifests.get(name)
-        if read is None:
-            raise CorruptCheckpoint(f"manifest {name} is missing: the store has no such object")
-        if isinstance(read, UnknownManifest | CorruptCheckpoint):
-            raise read
-        self.verify(read)
-        return read
+        try:
+            manifest = self.load(name)
+        except ObjectNotFound as error:
+            raise CorruptCheckpoint(f"manifest {name} is missing: the store has no such object") from error
+        self.verify(manifest)
+        return manifest
+
+    def _begun(self, start: Start) -> Start:
+        """Now that our pin names its manifest: whoever wants to delete that one's state has to let it be."""
+        if start.manifest is not None:
+            base = start.manifest.name.removeprefix(PREFIX).removesuffix(".json")
+            listed = self._store.list(f"{RETIRED_PREFIX}{base}.")
+            Retirements(info.key for info in listed).keep(self._store, start.manifest.name, self._nonce)
+        self._latest = start.manifest
+        return start
+
+    def _parent_files(self, parent: str | None) -> tuple[FileEntry, ...]:
+        """What a commit may share with its parent; nothing if that cannot be read."""
+        if parent is None:
+            return ()
+        if self._latest is None or self._latest.name != parent:
+            try:
+                self._latest = self.load(parent)
+            except (ObjectNotFound, IntegrityError):
+                return ()
+        return self._latest.files
 
     def _quarantine(self, damaged: list[Quarantined], attempt: int) -> None:
         """Record what is damaged; called once the walk is through, so that not knowing leaves no trace at all."""

@@ -1,4 +1,4 @@
-"""Content-addressed files: hashed once on the way out, verified on the way in."""
+"""Content-addressed files, verified on the way in."""
 
 from __future__ import annotations
 
@@ -13,29 +13,11 @@ from cluster.storage.base import ObjectStore
 from jobs.errors import CorruptCheckpoint, ObjectNotFound
 from jobs.manifest import FileEntry
 
-_BLOCK = 1 << 20
-
-
-def blob_key(sha256: str) -> str:
-    """`objects/<sha256>`"""
-    return f"objects/{sha256}"
-
-
-def hash_file(path: Path) -> tuple[int, str]:
-    """(size in bytes, sha256) of a file, in one read."""
-    digest = hashlib.sha256()
-    size_bytes = 0
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            size_bytes += len(block)
-    return size_bytes, digest.hexdigest()
-
 
 def checked_bytes(store: ObjectStore, entry: FileEntry, manifest: str) -> bytes:
     """The content of `entry`; CorruptCheckpoint if it is missing or other than it was."""
     try:
-        body = store.get(blob_key(entry.sha256))
+        body = store.get(entry.key)
     except ObjectNotFound as error:
         raise _missing(entry, manifest) from error
     _compare(entry, manifest, len(body), hashlib.sha256(body).hexdigest())
@@ -47,10 +29,10 @@ def verified_download(store: ObjectStore, entry: FileEntry, target: Path, manife
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         try:
-            store.get_file(blob_key(entry.sha256), temporary)
+            sha256 = store.get_file(entry.key, temporary)
         except ObjectNotFound as error:
             raise _missing(entry, manifest) from error
-        _compare(entry, manifest, *hash_file(temporary))
+        _compare(entry, manifest, temporary.stat().st_size, sha256)
         os.replace(temporary, target)
     finally:
         with suppress(FileNotFoundError):
@@ -64,7 +46,7 @@ def verify_blob(store: ObjectStore, entry: FileEntry, manifest: str) -> None:
 
 
 def _missing(entry: FileEntry, manifest: str) -> CorruptCheckpoint:
-    return CorruptCheckpoint(f"manifest {manifest}: file {entry.name} is missing: no object {blob_key(entry.sha256)}")
+    return CorruptCheckpoint(f"manifest {manifest}: file {entry.name} is missing: no object {entry.key}")
 
 
 def _compare(entry: FileEntry, manifest: str, size_bytes: int, sha256: str) -> None:

@@ -1,40 +1,33 @@
-"""Who descends from whom, even where a manifest is damaged or gone. Pure.
+"""Who descends from whom, told from names alone: no manifest is read, so none can hide what lies below it. Pure.
 
-A manifest tells its parent. Where it cannot (unreadable, deleted), its attempt does: an attempt has one writer, which
-starts from the manifest that its pin names and commits each checkpoint on top of the one before (`commit` insists on
-both). So the parent of a lost (attempt, step) is the attempt's next lower step, or else what the pin names.
+An attempt has one writer, which starts from the manifest that its pin names and commits each checkpoint on top of the
+one before (`commit` insists on both). So the parent of (attempt, step) is the attempt's next lower step, or else what
+the pin names. That holds for manifests that are damaged or gone, too.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Mapping
 
-from jobs.manifest import parse_name
+from jobs.manifest import manifest_name, parse_name
 
 
-def complete_parents(
-    known: Mapping[str, str | None], listed: Collection[str], pins: Mapping[int, str | None]
-) -> dict[str, str | None]:
-    """The parent of every manifest that is listed, pinned, or named as a parent.
+def parents_of(listed: Collection[str], pins: Mapping[int, str | None]) -> dict[str, str | None]:
+    """The parent of every manifest that is listed or pinned.
 
     Args:
-        known: parents of the manifests that could be read.
         listed: names of all manifests in the store, readable or not.
         pins: every pinned attempt, with the manifest it starts from.
     """
-    steps: dict[int, list[tuple[int, str]]] = {}
-    for name in listed:
-        key = parse_name(name)
-        if key is not None:
-            steps.setdefault(key[0], []).append((key[1], name))
-    parents = dict(known)
-    lost = [name for name in (*listed, *pins.values(), *known.values()) if name is not None]
-    while lost:
-        name = lost.pop()
-        key = parse_name(name)
-        if name in parents or key is None:
-            continue
-        below = [(step, other) for step, other in steps.get(key[0], []) if step < key[1]]
-        parents[name] = max(below)[1] if below else pins.get(key[0])
-        lost.extend(parent for parent in (parents[name],) if parent is not None)
+    steps: dict[int, list[int]] = {}
+    named = {name for name in (*listed, *pins.values()) if name is not None}
+    for key in sorted(key for name in named if (key := parse_name(name)) is not None):
+        steps.setdefault(key[0], []).append(key[1])
+    parents: dict[str, str | None] = {}
+    for attempt, of_attempt in steps.items():
+        for step in of_attempt:
+            below = bisect_left(of_attempt, step)
+            parent = manifest_name(attempt, of_attempt[below - 1]) if below else pins.get(attempt)
+            parents[manifest_name(attempt, step)] = parent
     return parents

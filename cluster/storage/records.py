@@ -53,7 +53,7 @@ class Pin(BaseModel):
 def read_pin(store: ObjectStore, attempt: int) -> Pin:
     """The pin of that attempt. ObjectNotFound if it is not pinned; CorruptCheckpoint if it is damaged."""
     name = pin_name(attempt)
-    values = _content(store, name)
+    values = read_sealed(store, name)
     version = values.get("version")
     if isinstance(version, int) and version > VERSION:
         raise _newer(name, version)
@@ -73,7 +73,7 @@ def sealed_manifest(manifest: Manifest) -> bytes:
 
 def read_manifest(store: ObjectStore, name: str) -> Manifest:
     """The manifest of that name. ObjectNotFound, CorruptCheckpoint or UnknownManifest otherwise."""
-    return parse(canonical(_content(store, name)), name)
+    return parse(canonical(read_sealed(store, name)), name)
 
 
 def sealed_quarantine(damaged: Quarantined, attempt: int, nonce: str) -> bytes:
@@ -81,7 +81,7 @@ def sealed_quarantine(damaged: Quarantined, attempt: int, nonce: str) -> bytes:
     return seal({"version": VERSION, **asdict(damaged), "attempt": attempt, "nonce": nonce, "created_at": time.time()})
 
 
-def _content(store: ObjectStore, name: str) -> dict[str, Any]:
+def read_sealed(store: ObjectStore, name: str) -> dict[str, Any]:
     """What is sealed under `name`. One that is not sealed our way and says that it is newer is unknown, not damaged."""
     body = store.get(name)
     try:

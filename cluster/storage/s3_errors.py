@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+
 import botocore.exceptions as aws
+from urllib3.exceptions import HTTPError
 
 from jobs.errors import ObjectNotFound, RexError, StoreUnavailable
 
 _CREDENTIALS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, and the bucket's policy"
 _ENDPOINT = "check AWS_ENDPOINT_URL and that the store is up; nothing was concluded from this"
+
+BROKEN = (aws.ReadTimeoutError, aws.ResponseStreamingError, aws.IncompleteReadError, HTTPError)  # within an answer
+CONFLICT = {"ConditionalRequestConflict", "OperationAborted", "409"}  # with another writer at the same moment
+_PASSING = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "429", "BadDigest"}
 
 # Code of the store's answer -> hint. A code that is not here is not known, whatever its status.
 _HINTS = {
@@ -24,6 +31,9 @@ _HINTS = {
     "RequestTimeout": "try again later",
     "BadDigest": "the content was altered on its way: try again",
     "QuotaExceeded": "the bucket's quota is used up",
+    "InsufficientCapacity": "the store is full",
+    "XMinioStorageFull": "the store is full",
+    "507": "the store is full",
     "PermanentRedirect": "the bucket lives in another region: set AWS_REGION",
     "AuthorizationHeaderMalformed": "the bucket lives in another region: set AWS_REGION",
     "InvalidRequest": "the store does not take a part of this request: it may not be a full S3",
@@ -56,6 +66,14 @@ _BY_TYPE: tuple[tuple[type[Exception], str, str], ...] = (
 )
 
 
+_LOCAL = {
+    errno.ENOSPC: "the local disk is full: free space",
+    errno.EDQUOT: "the quota on the local disk is used up",
+    errno.EACCES: "check owner and mode of the local folder",
+    errno.EROFS: "the local disk is mounted read-only",
+}
+
+
 def error_code(error: aws.ClientError) -> str:
     """The code the store gave, as NoSuchKey; the bare HTTP status where it gave none."""
     return str(error.response.get("Error", {}).get("Code", "") or _status(error))
@@ -82,8 +100,20 @@ def translate(error: Exception, what: str, uri: str) -> RexError:
         if isinstance(error, kind):
             return StoreUnavailable(f"{uri}: cannot {what}: {seen}", hint=hint)
     if isinstance(error, OSError):
-        return StoreUnavailable(f"{uri}: cannot {what}: {error.strerror or type(error).__name__}", hint="a local error")
+        return StoreUnavailable(
+            f"{uri}: cannot {what}: {error.strerror or type(error).__name__}",
+            hint=_LOCAL.get(error.errno or 0, "a local error"),
+        )
     return StoreUnavailable(f"{uri}: cannot {what}: {type(error).__name__}: {error}", hint="try again")
+
+
+def is_passing(error: BaseException) -> bool:
+    """Is it likely to be over soon: a broken connection, a time-out, a 5xx, throttling, a part altered on its way?"""
+    if isinstance(error, aws.ClientError):
+        return error_code(error) in _PASSING or _status(error).startswith("5")
+    return isinstance(error, (*BROKEN, aws.HTTPClientError, aws.ConnectionError)) and not isinstance(
+        error, aws.SSLError
+    )
 
 
 def _status(error: aws.ClientError) -> str:

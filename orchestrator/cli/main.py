@@ -9,7 +9,23 @@ from typing import Annotated
 import typer
 
 from jobs.errors import RexError
-from orchestrator.cli import cancel, demo, down, events, logs, ls, preempt, resume, run, status, submit, up, verify, why
+from orchestrator.cli import (
+    cancel,
+    demo,
+    down,
+    events,
+    logs,
+    ls,
+    preempt,
+    resume,
+    run,
+    status,
+    storage,
+    submit,
+    up,
+    verify,
+    why,
+)
 
 app = typer.Typer(
     name="rexctl",
@@ -21,6 +37,7 @@ app = typer.Typer(
 )
 for verb in (run, submit, ls, status, why, logs, events, cancel, preempt, resume, verify, up, down, demo):
     app.command(name=verb.__name__.rpartition(".")[2])(verb.command)
+app.add_typer(storage.app, name="storage")
 
 _debug = False
 

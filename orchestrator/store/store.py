@@ -49,6 +49,7 @@ class JobRow:
     store_uri: str
     mlflow_run: str | None
     unreachable_since: float | None
+    commit_protocol: str = "create-only"
 
     @property
     def id(self) -> str:
@@ -137,7 +138,14 @@ class Store:
     # -- jobs
 
     def submit(
-        self, job_id: str, spec: JobSpec, *, store_uri: str, init_from: dict[str, Any] | None, now: float
+        self,
+        job_id: str,
+        spec: JobSpec,
+        *,
+        store_uri: str,
+        init_from: dict[str, Any] | None,
+        now: float,
+        commit_protocol: str = "create-only",
     ) -> None:
         """Insert a queued job."""
         with self._write() as connection:
@@ -152,6 +160,7 @@ class Store:
                     waiting="not looked at yet",
                     metrics={},
                     store_uri=store_uri,
+                    commit_protocol=commit_protocol,
                     init_from=init_from,
                     **_job_values(Job(id=job_id, retry=spec.retry)),
                 )
@@ -414,6 +423,7 @@ def _job_row(row: Mapping[str, Any]) -> JobRow:
         store_uri=row["store_uri"],
         mlflow_run=row["mlflow_run"],
         unreachable_since=row["unreachable_since"],
+        commit_protocol=row["commit_protocol"],
     )
 
 

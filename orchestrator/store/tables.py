@@ -51,6 +51,7 @@ jobs = Table(
     Column("metrics", JSON, nullable=False),  # newest validation
     Column("init_from", JSON),  # resolved: {"store", "manifest", "sha256"}
     Column("store_uri", Text, nullable=False),
+    Column("commit_protocol", String(16), nullable=False, server_default="create-only"),  # what is safe on that store
     Column("mlflow_run", String(64)),
     Column("unreachable_since", Float),
 )

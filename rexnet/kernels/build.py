@@ -23,6 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "src"
+# nodelete: MindSpore closes a library with the last operator of it, and our threads would be without their code.
+STAYS = "-Wl,-z,nodelete"
 FLAGS = ("-std=gnu++17", "-O3", "-ffp-contract=fast", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wno-psabi")
 X86_TARGETS = {"baseline": "x86-64", "x86_64_v3": "x86-64-v3", "x86_64_v4": "x86-64-v4"}  # namespace: -march
 
@@ -56,7 +58,7 @@ def targets() -> dict[str, str]:
 
 def source_digest(compiler: str) -> str:
     """SHA-256 over sources, flags, instruction sets and the compiler's version, 64 hex digits."""
-    digest = hashlib.sha256(repr((FLAGS, targets(), describe_compiler(compiler))).encode())
+    digest = hashlib.sha256(repr((FLAGS, STAYS, targets(), describe_compiler(compiler))).encode())
     for path in sorted(SOURCES.iterdir()):
         if path.suffix in {".cc", ".h"}:
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -101,7 +103,7 @@ def _compile(compiler: str, folder: Path) -> Path:
     several = ["-DREX_X86_64"] if len(jobs) > 1 else []
     library = folder / "library.so"
     others = [str(SOURCES / f"{name}.cc") for name in ("dispatch", "flat", "pool", "update")]
-    _run([compiler, *FLAGS, *several, "-shared", *others, *(job[-1] for job in jobs), "-o", str(library)])
+    _run([compiler, *FLAGS, *several, "-shared", STAYS, *others, *(job[-1] for job in jobs), "-o", str(library)])
     return library
 
 

@@ -97,7 +97,7 @@ def test_job_that_starts_from_the_trained_weights_begins_where_they_left_off(rex
 
 def test_killed_worker_and_flipped_byte_cost_steps_and_nothing_else(rex: Rex, tmp_path: Path) -> None:
     """Real training: rank 1 is killed, and before the second attempt starts the newest checkpoint loses a bit."""
-    short = recipe(name="short", retry={"backoff_s": 6}, args=["--max_steps", "60", "--ckpt_every_steps", "10"])
+    short = recipe(name="short", retry={"backoff_s": 6}, args=["--max_steps", "60", "--ckpt_every", "10 steps"])
     spec = tmp_path / "short.yaml"
     spec.write_text(yaml.safe_dump(short))
     job = rex.submit(spec)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from cluster.storage import ObjectInfo, ObjectStore
+from cluster.storage import ObjectStore
 from cluster.storage.checkpoints import CheckpointStore
-from cluster.storage.content import blob_key
 from cluster.storage.seal import seal
 from jobs.chain import pin_name
 from jobs.errors import (
@@ -27,6 +25,7 @@ from jobs.errors import (
 )
 from jobs.manifest import Manifest
 from tests.conformance.backends import Backend
+from tests.support.stores import Failing
 
 Commit = Callable[..., Manifest]
 ATOMIC = ["directory", "radosgw"]  # moto looks whether the key is there, then writes: races prove nothing on it
@@ -74,45 +73,6 @@ def quarantined(store: ObjectStore) -> list[str]:
     return [info.key for info in store.list("quarantine/")]
 
 
-class Failing:
-    """A store of which some reads are not known: StoreUnavailable for keys with that prefix."""
-
-    def __init__(self, store: ObjectStore, operation: str, prefix: str) -> None:
-        self._store, self._operation, self._prefix = store, operation, prefix
-
-    @property
-    def uri(self) -> str:
-        return self._store.uri
-
-    def _ask(self, operation: str, key: str) -> None:
-        if operation == self._operation and key.startswith(self._prefix):
-            raise StoreUnavailable(f"{operation} {key}: timed out")
-
-    def create(self, key: str, body: bytes) -> None:
-        self._ask("create", key)
-        self._store.create(key, body)
-
-    def put_file(self, key: str, path: Path) -> None:
-        self._ask("put_file", key)
-        self._store.put_file(key, path)
-
-    def get(self, key: str) -> bytes:
-        self._ask("get", key)
-        return self._store.get(key)
-
-    def get_file(self, key: str, path: Path) -> None:
-        self._ask("get_file", key)
-        self._store.get_file(key, path)
-
-    def list(self, prefix: str) -> builtins.list[ObjectInfo]:
-        self._ask("list", prefix)
-        return self._store.list(prefix)
-
-    def delete(self, key: str) -> None:
-        self._ask("delete", key)
-        self._store.delete(key)
-
-
 def test_first_attempt_of_an_empty_store_starts_from_nothing(store: ObjectStore) -> None:
     start = CheckpointStore(store, "j").start_attempt(1)
     assert (start.attempt, start.manifest, start.quarantined) == (1, None, ())
@@ -145,7 +105,7 @@ def test_manifest_says_what_was_committed(store: ObjectStore, commit: Commit) ->
     assert (manifest.job, manifest.attempt, manifest.step, manifest.samples) == ("j", 1, 10, 640)
     assert manifest.sha256().encode() in store.get(manifest.name)
     for entry in manifest.files:
-        assert len(store.get(blob_key(entry.sha256))) == entry.size_bytes
+        assert len(store.get(entry.key)) == entry.size_bytes
 
 
 def flip(body: bytes) -> bytes:
@@ -166,7 +126,7 @@ def test_damaged_checkpoint_is_quarantined_and_the_one_before_used(
     writer.start_attempt(1)
     first = commit(writer, 1, 10, None)
     second = commit(writer, 1, 20, first)
-    key = second.name if part == "manifest" else blob_key(second.files[0].sha256)
+    key = second.name if part == "manifest" else second.files[0].key
     if damage is None:
         store.delete(key)
     else:
@@ -221,7 +181,7 @@ def test_job_that_has_committed_never_starts_from_zero(store: ObjectStore, commi
     writer = CheckpointStore(store, "j")
     writer.start_attempt(1)
     manifest = commit(writer, 1, 10, None)
-    store.delete(blob_key(manifest.files[0].sha256))
+    store.delete(manifest.files[0].key)
     with pytest.raises(CorruptCheckpoint, match="not started from zero"):
         CheckpointStore(store, "j").start_attempt(2, must_resume=manifest.name if must_resume else None)
     assert [info.key for info in store.list("attempts/")] == [pin_name(1)]
@@ -272,10 +232,10 @@ def test_not_knowing_below_a_damaged_one_leaves_no_trace(store: ObjectStore, com
     writer.start_attempt(1)
     first = commit(writer, 1, 10, None)
     second = commit(writer, 1, 20, first)
-    store.delete(blob_key(second.files[0].sha256))
+    store.delete(second.files[0].key)
     before = store.list("")
     with pytest.raises(StoreUnavailable):
-        CheckpointStore(Failing(store, "get_file", blob_key(first.files[0].sha256)), "j").start_attempt(2)
+        CheckpointStore(Failing(store, "get_file", first.files[0].key), "j").start_attempt(2)
     assert store.list("") == before
 
 
@@ -475,7 +435,7 @@ def test_fetch_of_damaged_content_leaves_the_target_alone(store: ObjectStore, co
     writer.start_attempt(1)
     manifest = commit(writer, 1, 10, None)
     entry = manifest.files[0]
-    key = blob_key(entry.sha256)
+    key = entry.key
     rewrite(store, key, flip(store.get(key)), tmp_path)
     folder = tmp_path / "download"
     folder.mkdir()
@@ -489,15 +449,32 @@ def test_fetch_of_damaged_content_leaves_the_target_alone(store: ObjectStore, co
     assert [(path.name, path.read_bytes()) for path in folder.iterdir()] == [("model", b"mine")]
 
 
-def test_damaged_blob_is_healed_by_the_next_commit_of_the_same_content(
-    store: ObjectStore, commit: Commit, tmp_path: Path
-) -> None:
+def test_content_is_shared_with_the_parent_alone(store: ObjectStore, commit: Commit, tmp_path: Path) -> None:
     writer = CheckpointStore(store, "j")
     writer.start_attempt(1)
     (tmp_path / "same").write_bytes(b"frozen layer" * 100)
+    (tmp_path / "other").write_bytes(b"other layer" * 100)
     first = commit(writer, 1, 10, None, files={"m": tmp_path / "same"})
-    rewrite(store, blob_key(first.files[0].sha256), b"damaged", tmp_path)
     second = commit(writer, 1, 20, first, files={"m": tmp_path / "same"})
-    assert second.files == first.files
-    writer.verify(second)
-    writer.verify(first)
+    third = commit(writer, 1, 30, second, files={"m": tmp_path / "other"})
+    fourth = commit(writer, 1, 40, third, files={"m": tmp_path / "same"})
+    assert second.files == first.files and fourth.files[0].key != first.files[0].key
+    rewrite(store, first.files[0].key, b"damaged", tmp_path)
+    for damaged in (first, second):
+        with pytest.raises(CorruptCheckpoint):
+            writer.verify(damaged)
+    writer.verify(fourth)  # damage does not spread to what does not continue it
+    successor = CheckpointStore(store, "j")
+    assert successor.start_attempt(2).manifest == fourth
+    assert commit(successor, 2, 50, fourth, files={"m": tmp_path / "same"}).files == fourth.files
+
+
+def test_attempts_tell_when_each_began_and_committed_last(store: ObjectStore, commit: Commit) -> None:
+    writer = CheckpointStore(store, "j")
+    writer.start_attempt(1)
+    last = commit(writer, 1, 20, commit(writer, 1, 10, None))
+    successor = CheckpointStore(store, "j")
+    successor.start_attempt(2)
+    one, two = successor.attempts()
+    assert (one.attempt, one.last_commit_at) == (1, last.created_at) and one.started_at <= last.created_at
+    assert (two.attempt, two.last_commit_at) == (2, None)

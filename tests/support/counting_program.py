@@ -48,7 +48,10 @@ def main() -> int:  # noqa: PLR0915 - one page, read from top to bottom
         return 0
     rank, attempt = int(os.environ.get("RANK_ID", "0")), int(os.environ[contract.ENV_ATTEMPT])
     sender = HeartbeatSender()
-    store = CheckpointStore(open_store(os.environ[contract.ENV_STORE]), os.environ[contract.ENV_JOB])
+    store = CheckpointStore(
+        open_store(os.environ[contract.ENV_STORE], os.environ.get(contract.ENV_COMMIT_PROTOCOL, "create-only")),
+        os.environ[contract.ENV_JOB],
+    )
     print(f"rank {rank} of attempt {attempt} starts", flush=True)
     beat = Heartbeat(rank=rank, pid=os.getpid())
     reports = os.environ[contract.ENV_REPORT_DIR]

@@ -50,7 +50,10 @@ mon data = {folder}/mon
 osd data = {folder}/osd
 rgw thread pool size = 64
 rgw enable apis = s3, admin
-"""
+rgw gc obj min wait = 1
+rgw gc processor period = 2
+rgw gc processor max time = 2
+"""  # without the gc lines, replaced objects stay for two hours; memory that is full blocks writers without a word
 
 
 def missing_for_radosgw() -> str:

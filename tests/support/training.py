@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "rexnet" / "train.py"
 # Small enough for seconds of training: 16 px, 16 samples a rank, 12 steps, a checkpoint every 3.
 SMALL = ("--config=quickstart", "--image_resize=16", "--batch_size=16", "--global_batch=32", "--max_steps=12",
-         "--ckpt_every_steps=3")  # fmt: skip
+         "--ckpt_every=3 steps")  # fmt: skip
 # Everything that has state or draws random numbers.
 RICH = (*SMALL, "--drop_rate=0.2", "--drop_path_rate=0.2", "--mixup=0.2", "--ema=true", "--clip_grad=true",
         "--loss_scale_type=dynamic", "--loss_scale=1024", "--re_prob=0.3", "--hflip=0.5")  # fmt: skip

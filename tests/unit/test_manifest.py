@@ -5,20 +5,30 @@ from __future__ import annotations
 import json
 import math
 from contextlib import suppress
+from pathlib import Path
 
+import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.storage.records import sealed_manifest
 from cluster.storage.seal import canonical, seal, unseal
 from jobs.errors import CorruptCheckpoint, UnknownManifest
-from jobs.manifest import VERSION, FileEntry, Manifest, manifest_name, parse, parse_name
+from jobs.manifest import VERSION, FileEntry, Manifest, manifest_name, object_key, parse, parse_name, parse_object
+from tools.manifest_schema import schema
 
 _ATTEMPTS, _STEPS = st.integers(1, 999_999), st.integers(0, 999_999_999)
 _SHA256 = st.text("0123456789abcdef", min_size=64, max_size=64)
 _TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
 _NAMES = st.builds(manifest_name, _ATTEMPTS, _STEPS)
+
+
+def entry(name: str, size_bytes: int, sha256: str, attempt: int, step: int, history: bool) -> FileEntry:  # noqa: PLR0917
+    key = object_key(attempt, step, sha256)
+    return FileEntry(name=name, size_bytes=size_bytes, sha256=sha256, key=key, history=history)
+
+
 MANIFESTS = st.builds(
     Manifest,
     job=_TEXT,
@@ -28,7 +38,9 @@ MANIFESTS = st.builds(
     samples=st.integers(0, 2**53),
     parent=st.none() | _NAMES,
     files=st.lists(
-        st.builds(FileEntry, name=st.text(min_size=1, max_size=9), size_bytes=st.integers(0, 2**50), sha256=_SHA256),
+        st.builds(
+            entry, st.text(min_size=1, max_size=9), st.integers(0, 2**50), _SHA256, _ATTEMPTS, _STEPS, st.booleans()
+        ),
         max_size=3,
     ).map(tuple),
     config_sha256=_SHA256,
@@ -134,8 +146,33 @@ def test_diverged_metrics_do_not_make_a_manifest_unreadable() -> None:
 def test_file_that_the_manifest_does_not_list_is_named() -> None:
     manifest = Manifest(
         job="j", attempt=1, step=1, epoch=0, samples=64, parent=None, config_sha256="0" * 64, world_size=1, seed=1,
-        files=(FileEntry(name="model", size_bytes=1, sha256="0" * 64),), nonce="12345678", created_at=1.0,
+        files=(entry("model", 1, "0" * 64, 1, 1, False),), nonce="12345678", created_at=1.0,
     )  # fmt: skip
     assert manifest.file("model").size_bytes == 1
     with pytest.raises(CorruptCheckpoint, match=r"'other', only \['model'\]"):
         manifest.file("other")
+
+
+@given(_ATTEMPTS, _STEPS, _SHA256)
+def test_object_key_parses_back(attempt: int, step: int, sha256: str) -> None:
+    assert parse_object(object_key(attempt, step, sha256)) == (attempt, step, sha256)
+
+
+@given(st.text(max_size=90))
+def test_other_text_is_no_object_key(text: str) -> None:
+    assert parse_object(text) is None or object_key(*parse_object(text)) == text  # type: ignore[misc]
+
+
+@settings(deadline=None, max_examples=30)
+@given(MANIFESTS)
+def test_published_schema_takes_what_is_written_and_nothing_altered(manifest: Manifest) -> None:
+    body = json.loads(sealed_manifest(manifest))
+    jsonschema.validate(body, schema())
+    for harm in ({"step": -1}, {"surprise": 1}, {"version": VERSION + 1}, {"sha256": "short"}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**body, **harm}, schema())
+
+
+def test_published_schema_is_that_of_the_code() -> None:
+    page = Path(__file__).parents[2] / "docs" / "manifest.schema.json"
+    assert json.loads(page.read_text()) == schema(), "run `make docs`"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cluster.storage import open_store
-from cluster.storage.base import check_key, check_prefix
+from cluster.storage.base import ConditionUnsupported, Leftover, check_key, check_prefix
+from cluster.storage.doctor import examine
 from jobs.errors import SpecError, StoreUnavailable
 
 
@@ -76,6 +79,45 @@ def test_profile_that_does_not_exist_is_a_clear_sentence(monkeypatch: pytest.Mon
     monkeypatch.setenv("AWS_PROFILE", "no-such-profile")
     with pytest.raises(StoreUnavailable, match="AWS_PROFILE does not exist"):
         open_store("s3://bucket/prefix")
+
+
+def test_profile_that_is_given_comes_before_the_environments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    config.write_text("[profile mine]\nregion = r\nendpoint_url = http://mine:1\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.setenv("AWS_PROFILE", "no-such-profile")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    store = open_store("s3://bucket/prefix", profile="mine")
+    assert store.client.meta.endpoint_url == "http://mine:1"  # type: ignore[attr-defined]
+
+
+def test_protocol_that_is_none_is_refused_and_the_valid_ones_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="valid are create-only and allotted"):
+        open_store(f"file://{tmp_path}", "optimistic")
+    assert open_store(f"file://{tmp_path}", "allotted").protocol == "allotted"
+
+
+def test_directory_without_hard_links_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")  # as on vfat and some FUSE file systems
+
+    monkeypatch.setattr(os, "link", link)
+    store = open_store(f"file://{tmp_path / 'store'}")
+    with pytest.raises(ConditionUnsupported, match="no hard links"):
+        store.create("k", b"x")
+    assert (store.list(""), store.leftovers("")) == ([], [])
+    assert examine(store).protocol == "allotted"
+    open_store(store.uri, "allotted").create("k", b"x")
+    assert store.get("k") == b"x"
+
+
+def test_unfinished_write_that_is_outside_is_not_discarded(tmp_path: Path) -> None:
+    store = open_store(f"file://{tmp_path / 'store'}")
+    store.create("k", b"x")
+    for token in ("../k", "/etc/hostname", "a/../../k"):
+        with pytest.raises(SpecError):
+            store.discard(Leftover(key="k", token=token, size_bytes=1))
+    assert store.get("k") == b"x"
 
 
 def test_key_and_prefix_rules() -> None:

@@ -396,6 +396,17 @@ def test_logits_equal_an_independent_numpy_forward_pass(choice: str, monkeypatch
     np.testing.assert_allclose(network(ms.Tensor(images)).asnumpy(), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_the_library_stays_when_it_is_closed() -> None:
+    """Its threads run on; MindSpore closes it once the last operator is gone (seen: a crash at some address)."""
+    script = """
+import _ctypes, ctypes, sys
+_ctypes.dlclose(ctypes.CDLL(sys.argv[1])._handle)
+print(sys.argv[1] in open("/proc/self/maps").read())
+"""
+    command = [sys.executable, "-c", script, str(kernels.library())]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "True\n"
+
+
 def test_an_unknown_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(kernels.ENV_KERNELS, "fastest")
     with pytest.raises(SpecError, match="REX_KERNELS: 'fastest'"):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import random
+import socket
+import ssl
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage import ObjectStore, open_store
+from cluster.storage import ObjectStore, digest_file, open_store
+from cluster.storage.digests import PART_BYTES
 from jobs.errors import AlreadyExistsError, ObjectNotFound, StoreUnavailable
 from tests.conformance.backends import aws_environment
 
@@ -135,7 +141,7 @@ def test_body_cut_short_for_good_is_not_knowing_never_a_short_object(
         store.get("k")
     with pytest.raises(StoreUnavailable):
         store.get_file("k", tmp_path / "t")
-    assert len(server.asked) == 6  # three tries each
+    assert len(server.asked) == 3 + 6
 
 
 def test_body_cut_short_once_is_asked_for_again(server: Scripted, store: ObjectStore, tmp_path: Path) -> None:
@@ -179,3 +185,206 @@ def test_upload_that_is_kept_with_another_size_is_not_trusted(
     server.script = [Answer(200), Answer(200, b"x" * 9)]
     with pytest.raises(StoreUnavailable, match="10 bytes and is kept with 9"):
         store.put_file("k", tmp_path / "f")
+
+
+UPLOAD = Answer(200, b"<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>")
+PART = Answer(200, b"", {"ETag": '"p"'})
+COMPLETED = Answer(200, b"<CompleteMultipartUploadResult><ETag>e</ETag></CompleteMultipartUploadResult>")
+SIZE_BYTES = PART_BYTES + 5
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A file of two parts."""
+    path = tmp_path / "source"
+    path.write_bytes(random.Random(4).randbytes(SIZE_BYTES))
+    return path
+
+
+def asked(server: Scripted) -> list[str]:
+    """Method and what of the upload it is about."""
+    return [f"{line.split()[0]} {line.partition('?')[2].partition('=')[0]}".strip() for line in server.asked]
+
+
+ROUND = ["POST uploads", "PUT uploadId", "PUT uploadId"]
+
+
+@pytest.mark.parametrize(
+    "refusal", [fault(409, "ConditionalRequestConflict"), fault(409, "OperationAborted"), fault(400, "InvalidPart")]
+)
+def test_completion_in_conflict_starts_again_from_the_beginning(
+    server: Scripted, store: ObjectStore, source: Path, refusal: Answer
+) -> None:
+    kept = Answer(200, source.read_bytes())
+    server.script = [UPLOAD, PART, PART, refusal, Answer(204), UPLOAD, PART, PART, COMPLETED, kept]
+    store.put_file("k", source)
+    assert asked(server) == [*ROUND, "POST uploadId", "DELETE uploadId", *ROUND, "POST uploadId", "HEAD"]
+
+
+def test_completion_in_conflict_for_good_is_given_up_and_aborted(
+    server: Scripted, store: ObjectStore, source: Path
+) -> None:
+    conflict = fault(409, "ConditionalRequestConflict")
+    server.script = [*[UPLOAD, PART, PART, conflict, Answer(204)] * 3, fault(500, "more was asked")]
+    with pytest.raises(StoreUnavailable, match="ConditionalRequestConflict"):
+        store.put_file("k", source)
+    assert asked(server) == [*ROUND, "POST uploadId", "DELETE uploadId"] * 3
+
+
+def test_upload_that_the_store_forgot_between_parts_starts_again(
+    server: Scripted, store: ObjectStore, source: Path
+) -> None:
+    gone = fault(404, "NoSuchUpload")
+    kept = Answer(200, source.read_bytes())
+    server.script = [UPLOAD, gone, gone, gone, UPLOAD, PART, PART, COMPLETED, kept]
+    store.put_file("k", source)
+    assert asked(server) == [*ROUND, "DELETE uploadId", *ROUND, "POST uploadId", "HEAD"]
+
+
+def test_completion_whose_reply_was_lost_is_recognised_by_its_etag(
+    server: Scripted, store: ObjectStore, source: Path
+) -> None:
+    digests = digest_file(source)
+    joined = b"".join(bytes.fromhex(part.md5) for part in digests.parts)
+    etag = f'"{hashlib.md5(joined).hexdigest()}-2"'
+    kept = Answer(200, source.read_bytes(), {"ETag": etag})
+    server.script = [UPLOAD, PART, PART, fault(503, "SlowDown"), fault(404, "NoSuchUpload"), kept, kept]
+    store.put_file("k", source, digests)
+    assert asked(server) == [*ROUND, "POST uploadId", "POST uploadId", "HEAD", "HEAD"]
+    server.asked.clear()
+    other = Answer(200, source.read_bytes(), {"ETag": '"other"'})
+    server.script = [UPLOAD, PART, PART, fault(404, "NoSuchUpload"), other, Answer(204)]
+    server.script += [UPLOAD, PART, PART, COMPLETED, kept]
+    store.put_file("k", source, digests)
+    assert asked(server)[3:6] == ["POST uploadId", "HEAD", "DELETE uploadId"]
+
+
+def test_part_that_is_refused_for_good_aborts_the_upload(server: Scripted, store: ObjectStore, source: Path) -> None:
+    server.script = [UPLOAD, fault(403, "AccessDenied")]
+    with pytest.raises(StoreUnavailable, match="AccessDenied"):
+        store.put_file("k", source)
+    assert asked(server)[-1] == "DELETE uploadId"
+    assert 3 <= len(server.asked) <= 4  # no part was tried twice
+
+
+def part_of(body: bytes, start: int, etag: str) -> Answer:
+    end = min(start + PART_BYTES, len(body))
+    return Answer(206, body[start:end], {"ETag": f'"{etag}"', "Content-Range": f"bytes {start}-{end - 1}/{len(body)}"})
+
+
+def test_object_replaced_while_it_is_downloaded_is_read_from_the_beginning(
+    server: Scripted, store: ObjectStore, tmp_path: Path
+) -> None:
+    old, new = (random.Random(seed).randbytes(SIZE_BYTES) for seed in (5, 6))
+    server.script = [part_of(old, 0, "o"), part_of(new, PART_BYTES, "n")]
+    server.script += [part_of(new, 0, "n"), part_of(new, PART_BYTES, "n")]
+    assert store.get_file("k", tmp_path / "t") == hashlib.sha256(new).hexdigest()
+    assert (tmp_path / "t").read_bytes() == new
+    server.script = [part_of(old, 0, "o"), part_of(new, PART_BYTES, "n")] * 3 + [fault(500, "more was asked")]
+    with pytest.raises(StoreUnavailable, match="replaced again and again"):
+        store.get_file("k", tmp_path / "t")
+
+
+def test_range_that_is_not_the_one_asked_for_is_never_taken(
+    server: Scripted, store: ObjectStore, tmp_path: Path
+) -> None:
+    body = random.Random(7).randbytes(SIZE_BYTES)
+    server.script = [part_of(body, 0, "o"), part_of(body, 0, "o")] * 3 + [fault(500, "more was asked")]
+    with pytest.raises(StoreUnavailable):
+        store.get_file("k", tmp_path / "t")
+
+
+def test_store_that_knows_no_ranges_sends_the_whole(server: Scripted, store: ObjectStore, tmp_path: Path) -> None:
+    body = random.Random(8).randbytes(SIZE_BYTES)
+    server.script = [Answer(200, body)]
+    assert store.get_file("k", tmp_path / "t") == hashlib.sha256(body).hexdigest()
+    assert len(server.asked) == 1
+
+
+def test_store_that_refuses_the_condition_is_told_from_one_that_is_taken(server: Scripted, store: ObjectStore) -> None:
+    server.script = [fault(501, "NotImplemented")]
+    with pytest.raises(StoreUnavailable, match=r"NotImplemented to If-None-Match \(.*storage doctor"):
+        store.create("k", b"x")
+
+
+@pytest.mark.parametrize(
+    ("code", "hint"),
+    [
+        ("RequestTimeTooSkewed", "set this machine's clock"),
+        ("AccessDenied", "the bucket's policy"),
+        ("NoSuchBucket", "create the bucket"),
+        ("QuotaExceeded", "quota is used up"),
+        ("XMinioStorageFull", "the store is full"),
+    ],
+)
+def test_refusal_says_what_to_do(server: Scripted, store: ObjectStore, code: str, hint: str) -> None:
+    server.script = [fault(403, code)]
+    with pytest.raises(StoreUnavailable, match=rf"cannot create k: the store answered {code} .*{hint}"):
+        store.create("k", b"x")
+
+
+def test_missing_credentials_are_a_clear_sentence(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    with pytest.raises(StoreUnavailable, match=r"no credentials were found \(set AWS_PROFILE"):
+        open_store("s3://bucket/prefix").get("k")
+    assert server.asked == []
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    with pytest.raises(StoreUnavailable, match="the credentials are incomplete"):
+        open_store("s3://bucket/prefix").get("k")
+
+
+@pytest.fixture
+def tls_server(tmp_path: Path) -> Iterator[str]:
+    """A TLS server whose certificate nobody has signed; its URL."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost",
+         "-keyout", str(key), "-out", str(certificate)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    tls = Scripted(("127.0.0.1", 0), Handler)
+    tls.asked, tls.script = [], [Answer(200, b"x")]
+    tls.socket = context.wrap_socket(tls.socket, server_side=True, do_handshake_on_connect=False)
+    tls.handle_error = lambda *_: None  # type: ignore[method-assign] - the client turns away, as it should
+    thread = threading.Thread(target=tls.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"https://127.0.0.1:{tls.server_port}"
+    tls.shutdown()
+    thread.join()
+    tls.server_close()
+
+
+def test_certificate_that_nobody_signed_is_a_tls_failure(
+    server: Scripted, tls_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", tls_server)
+    with pytest.raises(StoreUnavailable, match=r"TLS handshake failed .*AWS_CA_BUNDLE"):
+        open_store("s3://bucket/prefix").get("k")
+
+
+def test_endpoint_without_tls_where_https_is_asked_for_is_a_tls_failure(
+    server: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://127.0.0.1:{server.server_port}")
+    with pytest.raises(StoreUnavailable, match="TLS handshake failed"):
+        open_store("s3://bucket/prefix").get("k")
+
+
+def test_endpoint_that_cannot_be_reached_is_a_clear_sentence(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        refusing = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    for endpoint in (refusing, "http://no-such-host.invalid"):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        with pytest.raises(StoreUnavailable, match=r"could not be reached \(check AWS_ENDPOINT_URL"):
+            open_store("s3://bucket/prefix").get("k")
+
+
+def test_endpoint_that_never_answers_times_out(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.storage.s3.READ_TIMEOUT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(StoreUnavailable, match=r"the answer timed out \(check AWS_ENDPOINT_URL"):
+            open_store("s3://bucket/prefix").get("k")

@@ -1,0 +1,195 @@
+"""Collecting garbage of a chain: the state of checkpoints that retention lets go, and what dead writers left behind.
+
+Never touched: manifests, pins, and files that belong to the run's record. Deleted is
+- the state of manifests that the policy does not keep and of dead branches, once their retirement is decided
+  (`cluster.storage.retired`); what a manifest that stays shares with them stays;
+- an object that no manifest names, and an unfinished upload, if no commit can still be about to name it: its attempt is
+  not the newest, or has committed that step or a later one. No clock is consulted.
+
+Safe to be killed at any point, to run twice at once, and beside training, starts and commits. Nothing is deleted unless
+a checkpoint of the live chain has been read back whole, and that one is kept whatever the policy says.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cluster.storage.base import Leftover, ObjectInfo, ObjectStore
+from cluster.storage.content import verify_blob
+from cluster.storage.records import Pin
+from cluster.storage.retired import decide_to_delete, intend
+from cluster.storage.survey import Survey, read_manifests, survey_store
+from jobs.chain import PIN_PREFIX, parse_pin_name
+from jobs.errors import CorruptCheckpoint, SpecError
+from jobs.manifest import OBJECT_PREFIX, Manifest, parse_name, parse_object
+from jobs.retention import Retention
+
+_OF_ATTEMPT = re.compile(
+    r"^(?:attempts|manifests|quarantine|retired)/(?:.*\.)?(\d{6})(?:-\d{9}\.json|\.json|\.decided)?$"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collected:
+    """What a collection did, or with `dry_run` would do.
+
+    `kept` are manifests with the reason; `retired` those that lost their state now; `unsettled` is the number of
+    objects and uploads that nothing names yet and that a commit may still be about to name.
+    """
+
+    kept: dict[str, str]
+    retired: tuple[str, ...]
+    objects: tuple[ObjectInfo, ...]
+    leftovers: tuple[Leftover, ...]
+    unsettled: int
+    note: str = ""
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(info.size_bytes for info in self.objects)
+
+
+def collect(
+    store: ObjectStore,
+    job: str,
+    retention: Retention,
+    *,
+    dry_run: bool = False,
+    alone: bool = False,
+    on_delete: Callable[[int, int], None] = lambda done, total: None,
+    known: dict[str, Manifest] | None = None,
+) -> Collected:
+    """Delete what `retention` lets go and what nobody needs.
+
+    Args:
+        on_delete: called before each deletion with its number and how many there are; what it raises ends the work.
+        known: manifests that were read before; those read now are added.
+        alone: no attempt of the job can run or start meanwhile; required where creations are not atomic.
+
+    Raises:
+        SpecError: a store without conditional put, and not `alone`.
+        CorruptCheckpoint: a pin is damaged, or no live checkpoint verifies: nothing is deleted.
+        UnknownManifest: something here is of a newer version: nothing is deleted.
+        StoreUnavailable: not everything could be read, or not everything deleted; repeat it.
+    """
+    if store.protocol == "allotted" and not alone:
+        raise SpecError(
+            f"{store.uri} has no conditional put: a collection there must not meet a running attempt",
+            hint="collect when the job does not run",
+        )
+    objects = store.list(
+        OBJECT_PREFIX
+    )  # before the manifests: what is named later was not there yet, or is not settled
+    leftovers = store.leftovers("")
+    pins: dict[int, Pin] = {}
+    survey = survey_store(store, pins)
+    known = {} if known is None else known
+    read = read_manifests(store, survey.names - known.keys())
+    known.update((name, one) for name, one in read.items() if isinstance(one, Manifest))
+    manifests = {name: known[name] for name in survey.names if name in known}
+    kept = _kept(store, job, retention, survey, manifests)
+    stateful = {info.key for info in objects}
+    doomed = [
+        name
+        for name, manifest in sorted(manifests.items())
+        if name not in kept and any(not f.history and f.key in stateful for f in manifest.files)
+    ]
+    retired, note = doomed, ""
+    if not dry_run:
+        retired, note = _retire(store, survey.newest_attempt, doomed)
+    named = {
+        entry.key for name, one in manifests.items() for entry in one.files if name not in retired or entry.history
+    }
+    settled = _Settled(survey)
+    garbage, unsettled = [], 0
+    for info in objects:
+        if info.key in named or settled.is_of_damaged(info.key, manifests):
+            continue
+        if settled(info.key):
+            garbage.append(info)
+        else:
+            unsettled += 1
+    abandoned = [left for left in leftovers if settled(left.key)]
+    if not dry_run:
+        total = len(garbage) + len(abandoned)
+        for done, info in enumerate(garbage, 1):
+            on_delete(done, total)
+            store.delete(info.key)
+        for done, left in enumerate(abandoned, len(garbage) + 1):
+            on_delete(done, total)
+            store.discard(left)
+    return Collected(
+        kept=kept,
+        retired=tuple(retired),
+        objects=tuple(garbage),
+        leftovers=tuple(abandoned),
+        unsettled=unsettled + len(leftovers) - len(abandoned),
+        note=note,
+    )
+
+
+def _kept(
+    store: ObjectStore, job: str, retention: Retention, survey: Survey, manifests: dict[str, Manifest]
+) -> dict[str, str]:
+    """What stays: the policy's, what the newest attempt resumed from, and the newest that verifies."""
+    live = [manifests[name] for name in survey.live() if name in manifests]
+    kept = retention.keeps(live)
+    for manifest in live:
+        if survey.retirements.went(store, manifest.name):
+            kept.pop(manifest.name, None)  # a policy that has become more generous brings nothing back
+    if survey.newest_start in manifests:
+        kept[str(survey.newest_start)] = f"attempt {survey.newest_attempt} started from it"
+    for manifest in live:
+        if survey.retirements.went(store, manifest.name):
+            continue
+        try:
+            if manifest.job != job:
+                raise CorruptCheckpoint(f"manifest {manifest.name} belongs to job {manifest.job}, not to {job}")
+            for entry in manifest.files:
+                verify_blob(store, entry, manifest.name)
+        except CorruptCheckpoint:
+            continue  # whoever starts an attempt quarantines it; here it only means to look further
+        kept[manifest.name] = "the newest that verifies"
+        return kept
+    if live:
+        raise CorruptCheckpoint(
+            f"job {job}: none of {len(live)} live checkpoints in {store.uri} verifies, so nothing is deleted",
+            hint="look at them with `rexctl checkpoints ls` and `verify`",
+        )
+    return kept
+
+
+def _retire(store: ObjectStore, attempt: int, doomed: list[str]) -> tuple[list[str], str]:
+    """Those of `doomed` whose state may be deleted: intents first, then a look at the pins, then decisions."""
+    nonce = uuid.uuid4().hex
+    intents = {name: intend(store, name, attempt, nonce) for name in doomed}
+    newest = max((parse_pin_name(info.key) or 0 for info in store.list(PIN_PREFIX)), default=0)
+    if newest != attempt:
+        return [], f"attempt {newest} started meanwhile; nothing was retired, collect again"
+    return [name for name, intent in intents.items() if decide_to_delete(store, intent, nonce)], ""
+
+
+class _Settled:
+    """Tells whether the commit that would name a key is over or can never come."""
+
+    def __init__(self, survey: Survey) -> None:
+        self._newest = survey.newest_attempt
+        self._listed = {key for name in survey.names if (key := parse_name(name)) is not None}
+        self._steps = max((step for attempt, step in self._listed if attempt == self._newest), default=-1)
+
+    def __call__(self, key: str) -> bool:
+        parsed = parse_object(key)
+        if parsed is not None:
+            return parsed[0] < self._newest or (parsed[0] == self._newest and parsed[1] <= self._steps)
+        other = _OF_ATTEMPT.match(key)
+        return other is not None and int(other[1]) < self._newest
+
+    def is_of_damaged(self, key: str, readable: dict[str, Manifest]) -> bool:
+        """Whether its own manifest is there and cannot be read: what lies beside it may be what a person needs."""
+        parsed = parse_object(key)
+        if parsed is None or (parsed[0], parsed[1]) not in self._listed:
+            return False
+        return all(parse_name(name) != (parsed[0], parsed[1]) for name in readable)

@@ -1,0 +1,97 @@
+"""Retirement: the agreement between a collector that wants a manifest's state gone and a start that wants to resume it.
+
+    retired/000001-000000120.000003           intent: while attempt 3 was the newest, a collector wants that state gone
+    retired/000001-000000120.000003.decided   what became of it: it goes, or it stays; create-only
+
+A collector writes its intents, then looks whether its attempt is still the newest, then decides that they go, then
+deletes. A start writes its pin, then reads the intents on what it chose, and decides of open ones that it stays. So
+one sees the other, or both do, and then the one create-only decision has one winner. No clock is consulted, and either
+may die at any point: what was decided may be carried out by anyone, what was not is open.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable
+
+from cluster.storage.base import ObjectStore
+from cluster.storage.records import read_sealed
+from cluster.storage.seal import seal
+from jobs.errors import AlreadyExistsError, CorruptCheckpoint, StoreUnavailable
+from jobs.manifest import PREFIX as MANIFESTS
+
+PREFIX = "retired/"
+_KEY = re.compile(r"^retired/(\d{6}-\d{9})\.(\d{6})(\.decided)?$")
+_VERSION = 1
+
+
+class Retirements:
+    """The intents and decisions that were listed."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._intents: dict[str, set[str]] = {}
+        self._decided: set[str] = set()
+        for key in keys:
+            match = _KEY.match(key)
+            if match is None:
+                continue
+            if match[3]:
+                self._decided.add(key.removesuffix(".decided"))
+            else:
+                self._intents.setdefault(f"{MANIFESTS}{match[1]}.json", set()).add(key)
+
+    def names(self) -> set[str]:
+        """Manifests whose retirement was begun."""
+        return set(self._intents)
+
+    def went(self, store: ObjectStore, manifest: str) -> bool:
+        """Whether it was decided that this manifest's state goes."""
+        intents = self._intents.get(manifest, set())
+        return any(key in self._decided and _goes(store, key) for key in sorted(intents, reverse=True))
+
+    def keep(self, store: ObjectStore, manifest: str, nonce: str) -> None:
+        """Decide, for a start that is pinned to `manifest`, that its state stays.
+
+        Raises:
+            StoreUnavailable: a collector has decided otherwise; the next attempt will choose another.
+        """
+        for key in sorted(self._intents.get(manifest, set())):
+            if _decide(store, key, goes=False, nonce=nonce):
+                raise StoreUnavailable(
+                    f"{store.uri}: the state of {manifest} is being deleted by a collector",
+                    hint="start again: the next attempt resumes another checkpoint",
+                )
+
+
+def intend(store: ObjectStore, manifest: str, attempt: int, nonce: str) -> str:
+    """Write the intent to retire `manifest` while `attempt` is the newest; returns its key."""
+    key = f"{PREFIX}{manifest.removeprefix(MANIFESTS).removesuffix('.json')}.{attempt:06d}"
+    _create(store, key, {"manifest": manifest}, nonce)
+    return key
+
+
+def decide_to_delete(store: ObjectStore, intent: str, nonce: str) -> bool:
+    """Whether the state may be deleted: decided now, or by whoever was first."""
+    return _decide(store, intent, goes=True, nonce=nonce)
+
+
+def _decide(store: ObjectStore, intent: str, *, goes: bool, nonce: str) -> bool:
+    """What is decided in the end: True if the state goes."""
+    return goes if _create(store, f"{intent}.decided", {"goes": goes}, nonce) else _goes(store, intent)
+
+
+def _goes(store: ObjectStore, intent: str) -> bool:
+    goes = read_sealed(store, f"{intent}.decided").get("goes")
+    if not isinstance(goes, bool):
+        raise CorruptCheckpoint(f"{intent}.decided says neither that the state goes nor that it stays")
+    return goes
+
+
+def _create(store: ObjectStore, key: str, values: dict[str, object], nonce: str) -> bool:
+    """Whether it is ours; somebody else may have been first."""
+    try:
+        store.create(key, seal({"version": _VERSION, **values, "nonce": nonce, "created_at": time.time()}))
+    except AlreadyExistsError:
+        return False
+    return True

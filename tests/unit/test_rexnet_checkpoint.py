@@ -1,0 +1,465 @@
+"""The checkpoint writer on a real chain over a directory that is slowed, hung or taken away, with real parameters."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import logging
+import resource
+import threading
+import time
+import tracemalloc
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.storage.checkpoints import CheckpointStore
+from cluster.storage.digests import PART_BYTES, FileDigests
+from cluster.storage.directory import DirectoryStore
+from jobs import certificate
+from jobs.errors import FencedError, StoreUnavailable
+from jobs.manifest import Manifest
+from rexnet.checkpoint import METRICS, STATE, Arrays, CheckpointWriter, Progress, read_arrays
+from rexnet.journal import Journal, Point, from_lines
+from rexnet.snapshot import Image, Source, State
+from rexnet.trail import Trail
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # MindSpore's own, at import
+    import mindspore as ms
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+CONSTANTS: dict[str, Any] = {"config_sha256": "0" * 64, "world_size": 1, "seed": 1, "code": {}, "versions": {}}
+
+
+class WeakStore(DirectoryStore):
+    """A directory whose uploads wait while it is `held`, and in which nothing works while it is `dead`."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.dead = False
+        self.upload_began = threading.Semaphore(0)
+        self._open = threading.Event()
+        self._open.set()
+
+    def hold(self) -> None:
+        self._open.clear()
+
+    def release(self) -> None:
+        self._open.set()
+
+    def put_file(self, key: str, path: Path, digests: FileDigests | None = None) -> None:
+        self._ask()
+        self.upload_began.release()
+        self._open.wait()
+        self._ask()
+        super().put_file(key, path, digests)
+
+    def create(self, key: str, body: bytes) -> None:
+        self._ask()
+        super().create(key, body)
+
+    def list(self, prefix: str) -> Any:
+        self._ask()
+        return super().list(prefix)
+
+    def _ask(self) -> None:
+        if self.dead:
+            raise StoreUnavailable(f"{self.uri} does not answer")
+
+
+class Run:
+    """A run of two parameters, a vector over them and a counter, whose every step changes all of them in place."""
+
+    def __init__(self, folder: Path, *, attempt: int = 1, size: int = 1000) -> None:
+        self.store = WeakStore(folder / "store")
+        self.chain = CheckpointStore(self.store, "job")
+        self.start = self.chain.start_attempt(attempt)
+        weights = [_parameter("conv.weight", np.zeros((size, 3), np.float32)),
+                   _parameter("cls.bias", np.zeros((7,), np.float32))]  # fmt: skip
+        self.parameters = [*weights, _parameter("momentum", np.zeros((3 * size + 7,), np.float32)),
+                           _parameter("updates", np.zeros((), np.int64))]  # fmt: skip
+        sources = [Source.whole(p) for p in (*weights, self.parameters[3])]
+        sources.append(Source.vector(self.parameters[2], weights, "momentum."))
+        self.journal, self.trail = Journal(folder / f"journal-{attempt}.jsonl"), Trail()
+        self.manifests: list[Manifest] = []
+        self.at_step: dict[int, str] = {}  # digests of the state
+        self.step = 0
+        self.random = np.random.default_rng(attempt)
+        self.committed = threading.Semaphore(0)
+        self.breaks = False  # what is told of commits
+        self.writer = CheckpointWriter(
+            self.chain, State(sources), attempt=attempt, start=self.start.manifest, constants=CONSTANTS,
+            on_commit=self._committed,
+        )  # fmt: skip
+
+    def train(self, num_steps: int = 1) -> None:
+        for _ in range(num_steps):
+            self.step += 1
+            for parameter in self.parameters:
+                live = parameter.asnumpy()
+                live[...] = (self.random.standard_normal(live.shape) * 9).astype(live.dtype)
+            self.journal.add(self.step, {"loss": self.step / 2})
+            self.trail.extend(self.step, b"", 0.5, b"")
+            self.at_step[self.step] = digest(self.arrays())
+
+    def arrays(self) -> Arrays:
+        first, bias, moments, updates = (parameter.asnumpy().copy() for parameter in self.parameters)
+        return {"conv.weight": first, "cls.bias": bias, "updates": updates,
+                "momentum.conv.weight": moments[: first.size].reshape(first.shape),
+                "momentum.cls.bias": moments[first.size :]}  # fmt: skip
+
+    def progress(self, metrics: dict[str, float] | None = None) -> Progress:
+        return Progress(
+            step=self.step, epoch=0, samples=self.step, points=self.journal.pending(), entries=self.trail.pending(),
+            certificate=self.trail.digest, metrics=metrics or {},
+        )  # fmt: skip
+
+    def save(self) -> None:
+        self.writer.save(self.progress())
+
+    def idle(self) -> None:
+        until(lambda: not self.writer.busy)
+
+    def close(self) -> None:
+        self.store.release()
+        self.idle()
+        self.journal.close()
+
+    def _committed(self, manifest: Manifest, points: list[Point]) -> None:
+        if self.breaks:
+            raise ZeroDivisionError
+        self.journal.committed(manifest.step)
+        self.trail.committed(manifest.step)
+        self.manifests.append(manifest)
+        self.committed.release()
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    monkeypatch.chdir(tmp_path)
+    one = Run(tmp_path)
+    yield one
+    one.close()
+    assert not list(tmp_path.glob("checkpoint-*"))  # nothing of a snapshot stays on the local disk
+
+
+def _parameter(name: str, value: np.ndarray[Any, Any]) -> ms.Parameter:
+    return ms.Parameter(ms.Tensor(value), name=name, requires_grad=False)
+
+
+def digest(arrays: Arrays) -> str:
+    sha256 = hashlib.sha256()
+    for name in sorted(arrays):
+        sha256.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode() + arrays[name].tobytes())
+    return sha256.hexdigest()
+
+
+def until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def check_chain(run: Run, last: int) -> list[Manifest]:
+    """Newest first: states are those of their steps, and each point and certificate entry up to `last` is there once.
+
+    Returns the line of manifests.
+    """
+    newest = run.chain.newest()
+    assert newest is not None and newest.step == last
+    line = run.chain.history(newest)
+    points: list[Point] = []
+    entries: list[certificate.Entry] = []
+    for manifest in reversed(line):
+        run.chain.verify(manifest)
+        assert digest(read_arrays(run.chain.read(manifest, STATE), manifest.name)) == run.at_step[manifest.step]
+        points += from_lines(run.chain.read(manifest, METRICS), manifest.name)
+        entries += certificate.from_lines(run.chain.read(manifest, certificate.FILE), manifest.name)
+    assert [point.step for point in points] == list(range(1, last + 1))
+    assert [entry.step for entry in entries] == list(range(1, last + 1))
+    return line
+
+
+def num_images() -> int:
+    return sum(type(one) is Image for one in gc.get_objects())
+
+
+# -- the image
+
+
+def test_an_image_is_the_safetensors_file_of_its_parameters() -> None:
+    weight = _parameter("w", np.arange(12, dtype=np.float32).reshape(3, 4))
+    small = [_parameter("half", np.ones((3,), np.float16)), _parameter("count", np.array(7, np.int64)),
+             _parameter("flag", np.array([True, False, True]))]  # fmt: skip
+    moments = _parameter("m", np.arange(12, 24, dtype=np.float32))
+    sources = [Source.whole(one) for one in (weight, *small)] + [Source.vector(moments, [weight], "m.")]
+    image = Image(State(sources))
+    image.copy()
+    read = read_arrays(bytes(image.body), "image")
+    assert sorted(read) == ["count", "flag", "half", "m.w", "w"]
+    for parameter in (weight, *small):
+        np.testing.assert_array_equal(read[parameter.name], parameter.asnumpy())
+        assert read[parameter.name].dtype == parameter.asnumpy().dtype
+    np.testing.assert_array_equal(read["m.w"], moments.asnumpy().reshape(3, 4))
+
+
+def test_a_parameter_that_was_given_other_memory_is_followed() -> None:
+    parameter = _parameter("w", np.zeros((5,), np.float32))
+    image = Image(State([Source.whole(parameter)]))
+    for value in (1, 2):
+        parameter.set_data(ms.Tensor(np.full((5,), value, np.float32)))
+        image.copy()
+        assert read_arrays(bytes(image.body), "image")["w"].tolist() == [value] * 5
+    parameter.asnumpy()[...] = 3
+    assert read_arrays(bytes(image.body), "image")["w"].tolist() == [2] * 5  # a copy, no view
+    image.copy()
+    assert read_arrays(bytes(image.body), "image")["w"].tolist() == [3] * 5
+
+
+def test_a_type_that_safetensors_does_not_know_is_refused_by_name() -> None:
+    with pytest.raises(TypeError, match="phase: safetensors has no name"):
+        Image(State([Source.whole(_parameter("phase", np.zeros((2,), np.complex128)))]))
+
+
+# -- beside training
+
+
+def test_uploads_slowed_over_ten_steps_commit_the_state_of_their_step(run: Run) -> None:
+    run.train(5)
+    run.store.hold()
+    run.save()
+    for _ in range(10):
+        run.train()
+        assert not run.committed.acquire(blocking=False)
+    run.save()
+    run.train()
+    run.store.release()
+    run.idle()
+    assert [manifest.step for manifest in run.manifests] == [5, 15]
+    assert run.writer.counts() == {"committed": 2, "coalesced": 0, "failed": 0}
+    line = check_chain(run, 15)
+    assert [manifest.parent for manifest in line] == [line[1].name, None]
+
+
+def test_a_newer_snapshot_takes_the_place_of_the_one_that_waits(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    run.store.hold()
+    for _ in range(5):
+        run.train()
+        run.save()
+        if run.step == 1:
+            run.store.upload_began.acquire()
+    run.store.release()
+    run.idle()
+    assert [manifest.step for manifest in run.manifests] == [1, 5]
+    assert run.writer.counts() == {"committed": 2, "coalesced": 3, "failed": 0}
+    said = [record.getMessage() for record in caplog.records]
+    assert [text.split()[:2] for text in said] == [["action=checkpoint-coalesced", f"step={n}"] for n in (2, 3, 4)]
+    check_chain(run, 5)
+
+
+def test_never_more_than_two_copies_of_the_state_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    gc.collect()
+    before = num_images()
+    run = Run(tmp_path, size=400_000)
+    size_bytes = sum(parameter.asnumpy().nbytes for parameter in run.parameters)  # 9.6 MB
+    tracemalloc.start()
+    try:
+        run.store.hold()
+        for step in range(1, 7):
+            run.step = step
+            run.save()
+            if step == 1:
+                run.store.upload_began.acquire()
+            assert num_images() - before <= 2
+        run.store.release()
+        run.idle()
+        for step in range(7, 11):
+            run.step = step
+            run.save()
+            run.idle()
+        assert run.writer.counts() == {"committed": 6, "coalesced": 4, "failed": 0}
+        assert num_images() - before == 2
+        # and one part of the file that is being hashed
+        assert 2 * size_bytes < tracemalloc.get_traced_memory()[1] < 2.3 * size_bytes + PART_BYTES
+    finally:
+        tracemalloc.stop()
+        run.close()
+
+
+def test_a_store_that_is_dead_for_a_while_loses_no_point_and_doubles_none(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    run.train(2)
+    run.save()
+    run.idle()
+    run.store.dead = True
+    for _ in range(3):
+        run.train()
+        run.save()
+        run.idle()
+        run.writer.check()  # nothing that ends training
+        assert run.writer.failing
+    run.store.dead = False
+    run.train()
+    run.save()
+    run.idle()
+    assert not run.writer.failing
+    assert run.writer.counts() == {"committed": 2, "coalesced": 0, "failed": 3}
+    assert sum("action=checkpoint-failed" in record.getMessage() for record in caplog.records) == 3
+    assert [manifest.step for manifest in check_chain(run, 6)] == [6, 2]
+
+
+def test_a_store_that_dies_during_an_upload_leaves_its_points_to_the_snapshot_that_waits(run: Run) -> None:
+    run.store.hold()
+    run.train(3)
+    run.save()
+    run.store.upload_began.acquire()
+    run.train(2)
+    run.save()
+    run.store.dead = True
+    run.store.release()
+    run.idle()
+    assert run.writer.counts() == {"committed": 0, "coalesced": 0, "failed": 2}
+    run.store.dead = False
+    run.train()
+    run.save()
+    run.idle()
+    assert [manifest.step for manifest in check_chain(run, 6)] == [6]
+
+
+def test_an_attempt_that_was_fenced_off_ends_at_the_next_step_and_writes_no_more(run: Run) -> None:
+    run.train()
+    run.save()
+    run.idle()
+    CheckpointStore(DirectoryStore(Path("store")), "job").start_attempt(2)
+    run.train()
+    run.save()
+    run.idle()
+    for call in (run.writer.check, run.save, lambda: run.writer.finish(run.progress(), timeout_s=60)):
+        with pytest.raises(FencedError):
+            call()
+    assert [manifest.step for manifest in run.manifests] == [1]
+
+
+def test_a_bug_in_the_background_is_raised_in_training_and_nothing_more_is_committed(run: Run) -> None:
+    run.breaks = True
+    run.store.hold()
+    for _ in range(2):
+        run.train()
+        run.save()
+        if run.step == 1:
+            run.store.upload_began.acquire()
+    run.store.release()
+    run.idle()
+    with pytest.raises(ZeroDivisionError):
+        run.writer.check()
+    check_chain(run, 1)
+
+
+def test_a_local_disk_without_room_is_a_failed_checkpoint_and_no_more(run: Run) -> None:
+    run.train()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # the kernel refuses to write on, as on a full disk
+    try:
+        run.save()
+        run.idle()
+        run.writer.check()
+        assert run.writer.counts() == {"committed": 0, "coalesced": 0, "failed": 1}
+        run.train()
+        with pytest.raises(StoreUnavailable, match=r"step 2 cannot be written to .*EFBIG.*needs room"):
+            run.writer.finish(run.progress(), timeout_s=0.1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert run.chain.newest() is None
+    run.writer.finish(run.progress(), timeout_s=60)
+    check_chain(run, 2)
+
+
+# -- the end
+
+
+def test_a_drain_during_a_commit_waits_for_it_drops_what_waits_and_commits_the_last_step(run: Run) -> None:
+    run.store.hold()
+    run.train()
+    run.save()
+    run.store.upload_began.acquire()
+    run.train()
+    run.save()
+    run.train()
+    drain = threading.Thread(target=run.writer.finish, args=(run.progress(),), kwargs={"timeout_s": 60})
+    drain.start()
+    until(lambda: run.writer.num_coalesced == 1)
+    assert drain.is_alive() and not run.manifests
+    run.store.release()
+    drain.join()
+    assert [manifest.step for manifest in run.manifests] == [1, 3]
+    assert run.writer.counts() == {"committed": 2, "coalesced": 1, "failed": 0}
+    check_chain(run, 3)
+
+
+def test_a_drain_after_a_commit_of_that_step_writes_nothing(run: Run) -> None:
+    run.train()
+    run.save()
+    run.writer.finish(run.progress(), timeout_s=60)
+    run.writer.finish(run.progress(), timeout_s=60)
+    assert [manifest.step for manifest in run.manifests] == [1]
+
+
+def test_a_validation_that_was_owed_is_committed_at_the_step_it_started_from(run: Run, tmp_path: Path) -> None:
+    run.train()
+    run.writer.finish(run.progress(), timeout_s=60)
+    again = Run(tmp_path, attempt=2)
+    again.step = 1
+    again.writer.finish(again.progress(), timeout_s=60)
+    assert not again.manifests  # nothing is new yet
+    again.writer.finish(again.progress({"top1": 0.5}), timeout_s=60)
+    again.close()
+    newest = again.chain.newest()
+    assert newest is not None and (newest.attempt, newest.step, newest.metrics) == (2, 1, {"top1": 0.5})
+    assert newest.parent == run.manifests[0].name
+
+
+def test_a_drain_with_a_dead_store_gives_up_and_leaves_the_checkpoint_before(run: Run) -> None:
+    run.train()
+    run.save()
+    run.idle()
+    run.train()
+    run.store.dead = True
+    with pytest.raises(StoreUnavailable, match=r"step 2 was not committed within 1 s: .* does not answer"):
+        run.writer.finish(run.progress(), timeout_s=0.7)
+    run.store.dead = False
+    assert run.writer.num_failed >= 2
+    check_chain(run, 1)
+
+
+def test_a_drain_with_a_hung_store_gives_up_while_the_commit_is_in_flight(run: Run) -> None:
+    run.store.hold()
+    run.train()
+    run.save()
+    run.store.upload_began.acquire()
+    run.train()
+    with pytest.raises(StoreUnavailable, match="the commit of step 1 is still in flight"):
+        run.writer.finish(run.progress(), timeout_s=0.1)
+    run.store.release()
+    run.idle()
+    check_chain(run, 1)
+
+
+def test_a_drain_tries_again_until_the_store_is_back(run: Run) -> None:
+    run.train()
+    run.store.dead = True
+    drain = threading.Thread(target=run.writer.finish, args=(run.progress(),), kwargs={"timeout_s": 60})
+    drain.start()
+    until(lambda: run.writer.num_failed >= 2)
+    run.store.dead = False
+    drain.join()
+    check_chain(run, 1)
