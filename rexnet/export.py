@@ -44,7 +44,7 @@ def export(recipe: Recipe, batch_size: int, out: str | Path) -> Path:
     from rexnet.weights import load_network
 
     images = ms.Tensor(np.zeros((batch_size, 3, recipe.image_resize, recipe.image_resize), np.float32))
-    with _built_in_operators(), tempfile.TemporaryDirectory(prefix=".export-", dir=out.absolute().parent) as folder:
+    with built_in_operators(), tempfile.TemporaryDirectory(prefix=".export-", dir=out.absolute().parent) as folder:
         aside = Path(folder) / out.name
         ms.export(load_network(recipe), images, file_name=str(aside), file_format="MINDIR")
         aside.chmod(0o644)  # MindSpore leaves it read-only
@@ -53,7 +53,7 @@ def export(recipe: Recipe, batch_size: int, out: str | Path) -> Path:
 
 
 @contextmanager
-def _built_in_operators() -> Iterator[None]:
+def built_in_operators() -> Iterator[None]:
     """Models made in here do without our C++ operators, which are files of this machine."""
     before = os.environ.get(ENV_KERNELS)
     os.environ[ENV_KERNELS] = BUILTIN

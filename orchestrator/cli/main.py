@@ -11,6 +11,7 @@ import typer
 from jobs.errors import RexError
 from orchestrator.cli import (
     cancel,
+    checkpoints,
     demo,
     down,
     events,
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 for verb in (run, submit, ls, status, why, logs, events, cancel, preempt, resume, verify, up, down, demo):
     app.command(name=verb.__name__.rpartition(".")[2])(verb.command)
+app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(storage.app, name="storage")
 
 _debug = False
