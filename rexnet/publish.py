@@ -26,8 +26,8 @@ from safetensors.numpy import save_file
 
 from jobs.contract import Exit
 from jobs.errors import CorruptCheckpoint, SpecError
-from rexnet.checkpoint import Arrays, copy_arrays
 from rexnet.architecture import MODELS, last_channels
+from rexnet.checkpoint import Arrays, copy_arrays
 from rexnet.export import built_in_operators
 from rexnet.program import run
 from rexnet.weights import EMA_PREFIX, HEAD_PREFIX, load_weights, read_weights

@@ -179,3 +179,17 @@ def test_unknown_key_ends_with_64_and_one_sentence(tmp_path: Path, data: str) ->
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
     assert done.returncode == 64
     assert "learning_rat" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_ranks_agree_on_all_state_but_moving_statistics_at_each_save(tmp_path: Path, data: str) -> None:
+    arguments = [argument for argument in RICH if not argument.startswith(("--max_steps", "--ckpt_every"))]
+    script = ROOT / "tests" / "support" / "hashing_train.py"
+    with Training(tmp_path, *arguments, f"--data_dir={data}", "--max_steps=5", "--ckpt_every=1 steps",
+                  script=script) as run:  # fmt: skip
+        assert run.finish() == 0, run.said()
+    one, other = ([line.split() for line in (tmp_path / f"state-rank{rank}.txt").read_text().splitlines()]
+                  for rank in (0, 1))  # fmt: skip
+    assert [line[0] for line in one] == ["1", "2", "3", "4", "5"]
+    assert [line[:2] for line in one] == [line[:2] for line in other]
+    assert len({line[1] for line in one}) == 5  # the state moves
+    assert [line[2] for line in one] != [line[2] for line in other]  # or the statistics would need no exception

@@ -73,22 +73,22 @@ def train(folder: Path, data: str, graphs: Path, *, stop_at: int | None) -> list
 
 
 def test_stopped_validation_is_made_up_for_with_the_bytes_of_an_untouched_run(tmp_path: Path, data: str) -> None:
-    """Stopped in the first validation, in its repetition, and in the last one; with graphs from the cache."""
+    """Stopped in the first validation and in the last one; with graphs from the cache."""
     graphs, untouched, stopped = (tmp_path / name for name in ("graphs", "untouched", "stopped"))
     untouched.mkdir()
     stopped.mkdir()
     assert train(untouched, data, graphs, stop_at=None) == [f"done at step {STEPS}"] * 2
 
-    for attempt, stop_at in enumerate((FIRST, FIRST, STEPS), 1):
+    for attempt, stop_at in enumerate((FIRST, STEPS), 1):
         assert train(stopped, data, graphs, stop_at=stop_at) == [f"drained at step {stop_at}"] * 2
         newest = history(stopped)[-1]
         assert (newest.step, newest.metrics) == (stop_at, {})
-        assert newest.attempt == (1 if attempt == 2 else attempt)  # nothing new to commit in the repetition
+        assert newest.attempt == attempt
         assert [point.step for point in points(stopped) if point.key == "val_top1"] == [FIRST] * (stop_at == STEPS)
     assert train(stopped, data, graphs, stop_at=None) == [f"done at step {STEPS}"] * 2
 
     one, other = history(stopped)[-1], history(untouched)[-1]
-    assert (one.attempt, one.step, one.parent) == (4, STEPS, f"manifests/000003-{STEPS:09d}.json")
+    assert (one.attempt, one.step, one.parent) == (3, STEPS, f"manifests/000002-{STEPS:09d}.json")
     assert one.file("state.safetensors").sha256 == other.file("state.safetensors").sha256
     assert one.metrics == other.metrics and set(one.metrics) == {"top1", "top5", "loss"}
     assert one.certificate == other.certificate and trail(stopped) == trail(untouched)

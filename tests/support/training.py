@@ -35,7 +35,9 @@ def free_port() -> int:
 class Training:
     """One start of two workers in `folder`; to be used as a context, whose end kills what is left, by pid."""
 
-    def __init__(self, folder: Path, *arguments: str, graphs: Path | None = None, **environment: str) -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, graphs: Path | None = None, script: Path = TRAIN, **environment: str
+    ) -> None:
         self.folder, self.reports = folder, folder / f"reports-{uuid.uuid4().hex[:6]}"
         self.reports.mkdir(parents=True)
         self.token = uuid.uuid4().hex
@@ -56,7 +58,7 @@ class Training:
         self.log_dir = folder / f"logs-{self.token[:6]}"
         command = [str(binaries / "msrun"), "--worker_num=2", "--local_worker_num=2", "--join=True",
                    f"--master_port={free_port()}", f"--log_dir={self.log_dir}", "--tail_worker_log=9",
-                   str(TRAIN), *arguments]  # fmt: skip
+                   str(script), *arguments]  # fmt: skip
         self.output = (folder / f"msrun-{self.token[:6]}.txt").open("wb")
         self.process = subprocess.Popen(command, cwd=folder, env=env, stdout=self.output, stderr=subprocess.STDOUT)
 

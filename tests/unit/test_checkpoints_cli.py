@@ -301,11 +301,11 @@ def test_verify_while_a_collection_retires_is_no_damage(
 
         begun = False
 
-        def get_file(self, key: str, path: Path) -> None:
+        def get_file(self, key: str, path: Path) -> str:
             if not self.begun:
                 self.begun = True
                 collect(chain.store, JOB, Retention(last=1))
-            super().get_file(key, path)
+            return super().get_file(key, path)
 
     monkeypatch.setattr(checkpoints, "open_store", lambda uri: Collecting(chain.root))
     done = rexctl("verify", chain.uri, "--json")
