@@ -71,6 +71,7 @@ def job_view(store: Store, job_id: str, *, mlflow_uri: str) -> dict[str, Any]:
         },
         "metrics": {name: row.metrics.get(name) for name in ("top1", "top5", "loss")},
         "checkpoint": row.checkpoint,
+        "saving": first.get("saving"),
         "store": row.store_uri,
         "commit_protocol": row.commit_protocol,
         "mlflow": {"tracking_uri": mlflow_uri, "run_id": row.mlflow_run},

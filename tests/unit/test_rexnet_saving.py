@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.errors import SpecError
+from orchestrator.cli.summary import saving_line
 from rexnet.saving import (
     FIRST_S,
     LONGEST_S,
@@ -191,3 +192,17 @@ def test_status_says_the_rule_and_what_auto_rests_on() -> None:
     assert schedule("20 steps").status(0.0, commit_s=0.0)["rule"] == "20 steps"
     assert "interval_s" not in schedule("20 steps").status(0.0, commit_s=0.0)
     assert schedule("10 min").status(0.0, commit_s=0.0)["interval_s"] == 600.0
+
+
+def test_status_line_says_when_and_at_what_cost() -> None:
+    schedule = Schedule(parse_rule("auto"), ran_before_s=3600.0, num_interruptions=1, now=0.0)
+    counts = {"committed": 3, "coalesced": 1, "failed": 0}
+    before = saving_line(schedule.status(0.0, commit_s=0.0) | counts)
+    assert before == "auto, every 60 s; an interruption every 12.5 h (1 so far); 3 committed, 1 coalesced, 0 failed"
+    schedule.saved(10.0, 0.02)
+    after = saving_line(schedule.status(10.0, commit_s=0.3) | counts)
+    assert "; one holds training up by 20 ms and takes 0.30 s to commit; " in after
+    steps = Schedule(parse_rule("20 steps"), ran_before_s=0.0, num_interruptions=0, now=0.0)
+    assert saving_line(steps.status(0.0, commit_s=0.0) | counts).startswith(
+        "20 steps; an interruption every 24.0 h (0 so"
+    )
