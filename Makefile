@@ -29,7 +29,7 @@ docs: setup ## write the generated pages anew
 	@$(BIN)/python -m tools.state_page > docs/states.md
 	@$(BIN)/python -m tools.manifest_schema > docs/manifest.schema.json
 
-campaigns: setup ## damage and kill checkpoint chains for an hour; writes docs/campaigns.md
+campaigns: setup ## damage and kill checkpoint chains on two stores; writes docs/campaigns.md
 	@$(BIN)/python -m tests.campaigns $(ARGS)
 
 bench: setup ## measure; prints ratios against a peer or limit of the same run
