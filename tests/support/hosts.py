@@ -5,17 +5,20 @@ Host I (from 1) answers at 10.77.0.(10+I), this machine at 10.77.0.1. Needs root
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 _BRIDGE = "rexbr0"
+_LOCK = Path(tempfile.gettempdir()) / "rexhosts.lock"
 
 
 def missing() -> str | None:
@@ -41,8 +44,10 @@ class Hosts:
         self._holders: dict[int, subprocess.Popen[bytes]] = {}
         self._inits: dict[int, int] = {}
         self._started: list[subprocess.Popen[bytes]] = []
+        self._lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def __enter__(self) -> Hosts:
+        fcntl.flock(self._lock, fcntl.LOCK_EX)  # names and addresses are the same every time: one set at a time
         _ip("link", "add", _BRIDGE, "type", "bridge")
         _ip("addr", "add", "10.77.0.1/24", "dev", _BRIDGE)
         _ip("link", "set", _BRIDGE, "up")
@@ -60,6 +65,7 @@ class Hosts:
         for host in self._holders:
             subprocess.run(["ip", "netns", "del", f"rexhost{host}"], check=False, capture_output=True)
         subprocess.run(["ip", "link", "del", _BRIDGE], check=False, capture_output=True)
+        os.close(self._lock)
 
     def _plug(self, host: int) -> None:
         space = f"rexhost{host}"
