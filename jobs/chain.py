@@ -7,12 +7,14 @@ commits is a dead branch from the moment its successor was pinned, whenever it a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from jobs.errors import CorruptCheckpoint
 from jobs.manifest import parse_name
 
 PIN_PREFIX = "attempts/"
+_PIN = re.compile(r"attempts/(\d{6})", re.ASCII)
 
 
 def pin_name(attempt: int) -> str:
@@ -21,8 +23,8 @@ def pin_name(attempt: int) -> str:
 
 
 def parse_pin_name(name: str) -> int | None:
-    digits = name.removeprefix(PIN_PREFIX)
-    return int(digits) if name.startswith(PIN_PREFIX) and len(digits) == 6 and digits.isdigit() else None
+    match = _PIN.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def lineage(name: str | None, parents: Mapping[str, str | None]) -> list[str]:

@@ -12,6 +12,7 @@ RexError
 ├── FencedError               an attempt that a newer one has replaced: it must not write
 ├── AlreadyExistsError        a create-only write found its key taken
 ├── ObjectNotFound            (LookupError) the store says definitely that it has no such object
+├── UnsafeStore               an object store on which no commit protocol is safe: exit code 3, nothing was queued
 ├── StackError                something on this machine or cluster could not be brought up: exit code 3
 └── RetryableError            not knowing: try again, conclude nothing
     ├── StoreUnavailable      object store: time-out, 5xx, throttled, permission
@@ -82,6 +83,10 @@ class AlreadyExistsError(RexError):
 
 class ObjectNotFound(RexError, LookupError):
     """The store answered, and has no object of that key."""
+
+
+class UnsafeStore(RexError):
+    """The store doctor was answered, and no commit protocol is safe on what it saw."""
 
 
 class StackError(RexError):

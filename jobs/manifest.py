@@ -16,8 +16,8 @@ from jobs.errors import CorruptCheckpoint, UnknownManifest
 
 VERSION = 1
 PREFIX, OBJECT_PREFIX = "manifests/", "objects/"
-_NAME = re.compile(r"^manifests/(\d{6})-(\d{9})\.json$")
-_OBJECT = re.compile(r"^objects/(\d{6})-(\d{9})/([0-9a-f]{64})$")
+_NAME = re.compile(r"manifests/(\d{6})-(\d{9})\.json", re.ASCII)
+_OBJECT = re.compile(r"objects/(\d{6})-(\d{9})/([0-9a-f]{64})", re.ASCII)
 _SHA256 = r"^[0-9a-f]{64}$"
 
 
@@ -49,7 +49,8 @@ class Manifest(_Frozen):
     """What a checkpoint consists of and where it comes from.
 
     `step` counts optimiser steps from the job's start, `samples` the training samples consumed by them over all
-    ranks, `parent` is the name of the manifest that this one continues (None for the first of a chain).
+    ranks, `parent` is the name of the manifest that this one continues (None for the first of a chain). `metrics` are
+    of the validation of this very state; most states are not validated and have none.
     """
 
     version: int = VERSION
@@ -96,7 +97,7 @@ def manifest_name(attempt: int, step: int) -> str:
 
 def parse_name(name: str) -> tuple[int, int] | None:
     """(attempt, step) of a manifest's name, None if it is no such name."""
-    match = _NAME.match(name)
+    match = _NAME.fullmatch(name)
     return (int(match.group(1)), int(match.group(2))) if match else None
 
 
@@ -107,7 +108,7 @@ def object_key(attempt: int, step: int, sha256: str) -> str:
 
 def parse_object(key: str) -> tuple[int, int, str] | None:
     """(attempt, step, sha256) of an object's key, None if it is no such key."""
-    match = _OBJECT.match(key)
+    match = _OBJECT.fullmatch(key)
     return (int(match.group(1)), int(match.group(2)), match.group(3)) if match else None
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
@@ -15,14 +16,16 @@ from typing import Any
 from cluster.storage.digests import digest_file
 from cluster.storage.records import sealed_manifest
 from jobs.contract import Exit
-from jobs.errors import CorruptCheckpoint, SpecError, StackError, UserError
+from jobs.errors import CorruptCheckpoint, SpecError, StackError
+from jobs.files import STATE
 from jobs.manifest import FileEntry, Manifest
-from orchestrator.checkpoints import Chain, OnBytes
-from orchestrator.folders import growing, new_folder
+from orchestrator.chains import Chain
+from orchestrator.folders import growing, made_folder, new_folder
 
 MANIFEST = "manifest.json"
 _PROGRAM = "rexnet.publish"
-_STATE = "state.safetensors"  # rexnet.checkpoint's, which cannot be imported here: it knows MindSpore
+
+OnBytes = Callable[[int], None]  # told how many bytes have come, from 0 to the total
 
 
 def pull(chain: Chain, manifest: Manifest, target: Path, on_bytes: OnBytes) -> None:
@@ -58,11 +61,7 @@ def export(
         StackError: the program that writes it has failed.
     """
     entry = state_of(manifest)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}", hint="name another folder") from error
-    with tempfile.TemporaryDirectory(prefix="rex-export-") as scratch:
+    with made_folder(folder), tempfile.TemporaryDirectory(prefix="rex-export-") as scratch:
         state = Path(scratch) / entry.name
         with growing(state, on_bytes):
             chain.checkpoints.fetch(manifest, entry.name, state)
@@ -80,10 +79,10 @@ def export(
 def state_of(manifest: Manifest) -> FileEntry:
     """The file with the weights in it; SpecError if it is no checkpoint of rexnet's."""
     for entry in manifest.files:
-        if entry.name == _STATE:
+        if entry.name == STATE:
             return entry
     raise SpecError(
-        f"{manifest.name} holds no {_STATE}, so its weights are not known to us",
+        f"{manifest.name} holds no {STATE}, so its weights are not known to us",
         hint="rexnet.train makes such checkpoints; `rexctl checkpoints pull` copies any",
     )
 

@@ -40,6 +40,27 @@ def growing(target: Path, on_bytes: Callable[[int], None]) -> Iterator[None]:
 
 
 @contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Makes `folder` and what is missing above it; on any error those that are still empty are removed again.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}", hint="name another folder") from error
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # somebody else has put something there: it stays, and so does what is above it
+            for path in missing:
+                path.rmdir()
+        raise
+
+
+@contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """A folder beside `target` to fill; at the end it is `target`, durable, and on any error there is nothing.
 
@@ -48,24 +69,32 @@ def new_folder(target: Path) -> Iterator[Path]:
         UserError: it cannot be written.
     """
     target = Path(os.path.realpath(target))
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+    if not _is_free(target):
         raise ConflictError(f"{target} is there and is no empty folder", hint="name another, or one that is empty")
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    with made_folder(target.parent):
+        try:
+            aside.mkdir()
+        except OSError as error:
+            raise UserError(f"cannot write to {target.parent}: {error.strerror}", hint="name another folder") from error
+        try:
+            yield aside
+            for path in [*aside.rglob("*"), aside]:
+                _sync(path)
+            try:
+                aside.rename(target)
+            except OSError as error:
+                raise UserError(f"cannot make {target}: {error.strerror}", hint="did it appear meanwhile?") from error
+            _sync(target.parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)  # renamed already, or of no use to anybody
+
+
+def _is_free(target: Path) -> bool:
     try:
-        try:
-            aside.mkdir(parents=True)
-        except OSError as error:
-            raise UserError(f"cannot write to {target.parent}: {error.strerror}") from error
-        yield aside
-        for path in [*aside.rglob("*"), aside]:
-            _sync(path)
-        try:
-            aside.rename(target)
-        except OSError as error:
-            raise UserError(f"cannot make {target}: {error.strerror}", hint="did it appear meanwhile?") from error
-        _sync(target.parent)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)  # renamed already, or of no use to anybody
+        return not target.exists() or (target.is_dir() and not any(target.iterdir()))
+    except OSError as error:
+        raise UserError(f"cannot look at {target}: {error.strerror}", hint="name another folder") from error
 
 
 def _written(target: Path) -> int:

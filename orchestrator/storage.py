@@ -7,7 +7,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from jobs.errors import StackError
+from jobs.errors import UnsafeStore
 from orchestrator.store import Store
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def protocol_for(uri: str, store: Store, *, profile: str | None = None) -> Commi
     """The protocol for jobs below `uri`; the doctor is asked if the job store does not remember its answer.
 
     Raises:
-        StackError: no protocol is safe there. Not remembered: the next submit asks anew.
+        UnsafeStore: no protocol is safe there. Not remembered: the next submit asks anew.
         StoreUnavailable: the doctor got no answer, or may not write.
         SpecError: `uri` names no store.
     """
@@ -32,7 +32,7 @@ def protocol_for(uri: str, store: Store, *, profile: str | None = None) -> Commi
         return remembered
     found = diagnose_and_remember(uri, store, profile=profile)
     if found.protocol is None:
-        raise StackError(
+        raise UnsafeStore(
             f"no commit protocol is safe on {uri}: {found.reason}",
             hint=f"use another store; `rexctl storage doctor {uri}` shows what was seen",
         )

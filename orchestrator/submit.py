@@ -114,7 +114,7 @@ def submit(spec: JobSpec, store: Store, home: Home) -> JobRow:
     """Queue the job; from here on it is the control plane's.
 
     Raises:
-        StackError: no commit protocol is safe on the object store.
+        UnsafeStore: no commit protocol is safe on the object store.
         StoreUnavailable: the object store, if it was never asked before, does not answer or does not let us write.
     """
     init_from = resolve_init_from(spec, store)

@@ -2,7 +2,7 @@
 
 A step is blocked by one copy in memory alone; writing, hashing and uploading happen beside the steps after it, however
 long they take. At most two copies exist: one that is being committed, and one that waits. A newer one takes the place
-of the one that waits.
+of the one that waits. What older checkpoints leave is collected in a thread of its own: no commit waits for that.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from safetensors.numpy import load as load_tensors
 from cluster.storage.checkpoints import CheckpointStore
 from jobs import certificate
 from jobs.errors import CorruptCheckpoint, IntegrityError, RetryableError, SpecError, StoreUnavailable
+from jobs.files import METRICS, STATE
 from jobs.manifest import Manifest
 from jobs.retention import Retention
 from rexnet.journal import Point, to_lines
@@ -34,11 +35,11 @@ if TYPE_CHECKING:
     from mindspore import Parameter
 
 log = logging.getLogger(__name__)
-STATE, METRICS = "state.safetensors", "metrics.jsonl"
 HISTORY = (METRICS, certificate.FILE)  # the run's record: kept when the state has been retired
 Arrays = dict[str, np.ndarray[Any, Any]]
 _COLLECT_EVERY = 10  # commits: each collection reads one checkpoint back
 _PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0  # between the tries of a run's last commit
+_LEAVE_S = 2.0  # for a collection that is told to end to clear away what it has on the local disk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +78,7 @@ def read_arrays(body: bytes, source: str) -> Arrays:
 
 
 class _Later(Exception):
-    """There is something more urgent."""
+    """The run ends: what is left is for the next collection."""
 
 
 class CheckpointWriter:
@@ -91,7 +92,7 @@ class CheckpointWriter:
         start: the manifest that the attempt started from.
         constants: keyword arguments of `CheckpointStore.commit` that never change in an attempt.
         on_commit: called in the writer's thread with each manifest and the points that it is the first to cover.
-        retention: what to keep of older checkpoints; every few commits the writer collects the rest.
+        retention: what to keep of older checkpoints; every few commits the rest is collected, beside the commits.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class CheckpointWriter:
         self._store, self._state, self._attempt = store, state, attempt
         self._constants, self._on_commit, self._retention = constants, on_commit, retention
         self._finishing = False
+        self._collector: threading.Thread | None = None
         self._changed = threading.Condition()  # guards what follows
         self._thread: threading.Thread | None = None
         self._waiting: Snapshot | None = None
@@ -123,6 +125,11 @@ class CheckpointWriter:
     def busy(self) -> bool:
         """Is a commit in flight?"""
         return self._thread is not None
+
+    @property
+    def collecting(self) -> bool:
+        """Is a collection in flight?"""
+        return self._collector is not None and self._collector.is_alive()
 
     @property
     def failing(self) -> bool:
@@ -148,7 +155,8 @@ class CheckpointWriter:
     def finish(self, progress: Progress, *, timeout_s: float) -> None:
         """See to it that a commit of this progress, the run's last, is durable; nothing to do if one is.
 
-        Waits for the commit in flight, drops the snapshot that waits, and tries for `timeout_s` seconds in all.
+        Waits for the commit in flight, drops the snapshot that waits, and tries for `timeout_s` seconds in all. A
+        collection in flight is told to end, and not waited for until the commit is durable.
 
         Raises:
             StoreUnavailable: the time is over; the newest checkpoint is the previous one.
@@ -172,6 +180,8 @@ class CheckpointWriter:
                     ) from self._failure
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
+        if self._collector is not None:
+            self._collector.join(max(0.0, min(deadline - time.monotonic(), _LEAVE_S)))
 
     def _covers(self, progress: Progress) -> bool:
         """Does the newest manifest say all of this? It may lack the metrics: their validation was interrupted then."""
@@ -208,18 +218,29 @@ class CheckpointWriter:
                 self._thread.start()
 
     def _work(self) -> None:
-        """The thread: commits what waits until nothing does."""
-        while True:
+        """The thread: commits what waits until nothing does. However it ends, `busy` ends with it."""
+        try:
+            while (snapshot := self._next()) is not None:
+                self._try(snapshot)
+                with self._changed:
+                    self._free.append(snapshot.image)
+        except BaseException as error:  # a bug: raised in the training thread by check()
             with self._changed:
-                snapshot, self._waiting = self._waiting, None
-                if snapshot is None or self._error is not None:
-                    self._thread = self._writing = None
-                    self._changed.notify_all()
-                    return
-                self._writing = snapshot.progress
-            self._try(snapshot)
-            with self._changed:
-                self._free.append(snapshot.image)
+                self._error = error
+                self._rest()
+
+    def _next(self) -> Snapshot | None:
+        with self._changed:
+            snapshot, self._waiting = self._waiting, None
+            if snapshot is None or self._error is not None:
+                self._rest()
+                return None
+            self._writing = snapshot.progress
+            return snapshot
+
+    def _rest(self) -> None:
+        self._thread = self._writing = None
+        self._changed.notify_all()
 
     def _try(self, snapshot: Snapshot) -> None:
         began, step = time.monotonic(), snapshot.progress.step
@@ -235,26 +256,33 @@ class CheckpointWriter:
         else:
             self._failure = None
             self.num_committed += 1
+            if self._retention is not None and self.num_committed % _COLLECT_EVERY == 0:
+                self._begin_collection(self._retention)
         self.commit_s = time.monotonic() - began
-        if self._retention is not None and self._error is None and self.num_committed % _COLLECT_EVERY == 0:
-            self._collect(self._retention)
+
+    def _begin_collection(self, retention: Retention) -> None:
+        if self._finishing or self.collecting:
+            return  # the next one takes what this one would have
+        self._collector = threading.Thread(target=self._collect, args=(retention,), name="collect", daemon=True)
+        self._collector.start()
 
     def _collect(self, retention: Retention) -> None:
-        """Let older states go; it gives way to whatever is to be committed. A failure costs room, and no checkpoint."""
+        """The collector's thread: let older states go. A failure costs room, and no checkpoint."""
 
-        def go_on(done: int, total: int) -> None:
-            if self._finishing or self._waiting is not None:
+        def go_on(*_: int) -> None:
+            if self._finishing:
                 raise _Later
 
         try:
-            if not self._finishing:
-                done = self._store.collect(retention, on_delete=go_on)
-                log.info("action=checkpoints-collected retired=%d objects=%d size_bytes=%d %s",
-                         len(done.retired), len(done.objects), done.size_bytes, done.note)  # fmt: skip
+            done = self._store.collect(retention, on_delete=go_on)
+            log.info("action=checkpoints-collected retired=%d objects=%d size_bytes=%d %s",
+                     len(done.retired), len(done.objects), done.size_bytes, done.note)  # fmt: skip
         except _Later:
             log.info("action=collection-interrupted: the next one goes on")
-        except (RetryableError, IntegrityError) as error:
+        except (RetryableError, IntegrityError, OSError) as error:
             log.warning("action=collection-failed cause=%s; nothing that is kept is touched", error)
+        except BaseException as error:  # a bug: raised in the training thread by check()
+            self._error = error
 
     def _commit(self, snapshot: Snapshot) -> None:
         progress, parent = snapshot.progress, self.newest

@@ -11,8 +11,9 @@ from cluster.storage import open_store
 from cluster.storage.checkpoints import CheckpointStore, Start
 from jobs.contract import ENV_ATTEMPT, ENV_INIT_FROM, ENV_MUST_RESUME
 from jobs.errors import CorruptCheckpoint, SpecError
+from jobs.files import STATE
 from jobs.manifest import Manifest
-from rexnet.checkpoint import STATE, Arrays, parse_init_from, read_arrays
+from rexnet.checkpoint import Arrays, parse_init_from, read_arrays
 from rexnet.device import Ranks
 from rexnet.recipe import Recipe
 from rexnet.weights import load_weights, read_weights, set_parameters

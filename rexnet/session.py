@@ -99,7 +99,7 @@ class Session:
             recipe, val_set, batch_size=recipe.batch_size, rank=world.rank, world_size=world.size
         )
         self.evaluator = Evaluator(self.network, self.val_batches, world, val_set.classes)
-        self.metrics: dict[str, float] = {}  # of the newest validation; none while one is owed
+        self.metrics: dict[str, float] = {}  # of the validation of this very step; none while it is owed
         self.lr = self.images_per_s = 0.0
         self.trail = Trail()
         self.compiled = False
@@ -154,6 +154,7 @@ class Session:
         loss, stop = self.train(inputs, Tensor(np.array(control, np.float32)))
         mean_loss, num_stop = float(loss.asnumpy()), float(stop.asnumpy())
         self.step += 1
+        self.metrics = {}  # what the validation before said is not of this state
         self._certify(mean_loss, lam)
         self.images_per_s = self.order.global_batch / (time.monotonic() - began)
         if not self.compiled:

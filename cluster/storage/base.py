@@ -22,7 +22,7 @@ from jobs.errors import AlreadyExistsError, ObjectNotFound, SpecError, StoreUnav
 CommitProtocol = Literal["create-only", "allotted"]
 PROTOCOLS: tuple[CommitProtocol, ...] = ("create-only", "allotted")
 
-_SEGMENT = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._=+@-]*$")
+_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+@-]*")
 _MAX_KEY = 512
 
 
@@ -130,7 +130,7 @@ class ObjectStore(Protocol):
 
 def check_key(key: str) -> str:
     """`key` itself if it is a valid one, else SpecError."""
-    if len(key) > _MAX_KEY or not all(_SEGMENT.match(segment) for segment in key.split("/")):
+    if len(key) > _MAX_KEY or not all(_SEGMENT.fullmatch(segment) for segment in key.split("/")):
         raise SpecError(f"object key {key!r} is not valid", hint="segments of [A-Za-z0-9._=+@-], no leading dot or '/'")
     return key
 

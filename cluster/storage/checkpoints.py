@@ -1,4 +1,4 @@
-"""Commit, verify and resume: the chain of checkpoints of one job over an object store.
+"""Starting, committing and collecting: the writing half of a job's chain of checkpoints over an object store.
 
 Layout below the store's prefix, which belongs to one job:
 
@@ -7,6 +7,7 @@ Layout below the store's prefix, which belongs to one job:
     objects/000002-000000120/<sha256>        content that this commit brought; what it shares with its parent lies there
     quarantine/000001-000000100.000002.json  attempt 2 found that manifest damaged, and why
     retired/...                              whose state `cluster.storage.gc` has deleted or is about to
+    graphs/..., probe/..., doctor/...        no part of the chain: compiled graphs, and what is there for a moment
 
 Files first, the manifest last: without a valid manifest there is no checkpoint. Which manifests are alive is decided
 by `jobs.chain` from pins and names alone, with no clock. Damage must be definite (bytes were read, or the store said
@@ -19,67 +20,31 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.storage.base import ObjectStore
-from cluster.storage.content import checked_bytes, verified_download, verify_blob
 from cluster.storage.digests import digest_file
 from cluster.storage.gc import Collected, collect
-from cluster.storage.records import Pin, Quarantined, Start, read_manifest, read_pin, sealed_manifest, sealed_quarantine
+from cluster.storage.reader import CheckpointReader
+from cluster.storage.records import Pin, Quarantined, Start, read_pin, sealed_manifest, sealed_quarantine
 from cluster.storage.retired import PREFIX as RETIRED_PREFIX
 from cluster.storage.retired import Retirements
-from cluster.storage.survey import Survey, read_manifests, survey_store
-from jobs.chain import PIN_PREFIX, parse_pin_name, pin_name
-from jobs.errors import (
-    AlreadyExistsError,
-    CorruptCheckpoint,
-    FencedError,
-    IntegrityError,
-    ObjectNotFound,
-    SpecError,
-)
+from cluster.storage.survey import Survey, newest_attempt, survey_store
+from jobs.chain import pin_name
+from jobs.errors import AlreadyExistsError, CorruptCheckpoint, FencedError, IntegrityError, ObjectNotFound, SpecError
 from jobs.manifest import PREFIX, FileEntry, Manifest, manifest_name, object_key, parse_name
 from jobs.retention import Retention
 
-__all__ = ["AttemptSpan", "CheckpointStore", "Listed", "Quarantined", "Start"]
+__all__ = ["CheckpointStore", "Quarantined", "Start"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listed:
-    """A manifest in the store: on the live chain or a dead branch; `problem` if it cannot be read.
-
-    `retired` if a collector has deleted its state: it is part of the run's record, and cannot be resumed.
-    """
-
-    name: str
-    live: bool
-    retired: bool
-    manifest: Manifest | None
-    problem: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptSpan:
-    """When an attempt was pinned and when it committed last (None: never), by its writers' clocks: for estimates."""
-
-    attempt: int
-    started_at: float
-    last_commit_at: float | None
-
-
-class CheckpointStore:
-    """The checkpoints of `job` in `store`. One instance a writer: its nonce tells its own retries from other writers.
-
-    Methods that read raise CorruptCheckpoint for definite damage, UnknownManifest for a newer version, and
-    StoreUnavailable for not knowing.
-    """
+class CheckpointStore(CheckpointReader):
+    """The checkpoints of `job` in `store`, for who writes them, too. One instance a writer: its nonce tells its own
+    retries from other writers."""
 
     def __init__(self, store: ObjectStore, job: str) -> None:
-        self._store = store
-        self._job = job
+        super().__init__(store, job)
         self._nonce = uuid.uuid4().hex
-        self._pins: dict[int, Pin] = {}  # pins never change: read once
         self._latest: Manifest | None = None  # what our next commit will most likely continue
         self._manifests: dict[str, Manifest] = {}  # what `collect` has read: they never change
 
@@ -137,7 +102,7 @@ class CheckpointStore:
                 if taken.nonce != self._nonce:
                     raise self._fenced(number, number) from error
                 return self._begun(self.pinned(number))
-            newest = self._newest_attempt()
+            newest = newest_attempt(self._store)
             if newest > number:
                 raise self._fenced(number, newest)
             return self._begun(Start(attempt=number, manifest=manifest, quarantined=quarantined))
@@ -231,110 +196,25 @@ class CheckpointStore:
         self._latest = manifest
         return manifest
 
-    def fetch(self, manifest: Manifest, name: str, target: Path) -> None:
-        """Download a file of the checkpoint to `target`: whole and verified, or not at all (CorruptCheckpoint)."""
-        verified_download(self._store, manifest.file(name), target, manifest.name)
-
-    def read(self, manifest: Manifest, name: str) -> bytes:
-        """The verified bytes of a small file of the checkpoint; CorruptCheckpoint otherwise."""
-        return checked_bytes(self._store, manifest.file(name), manifest.name)
-
-    def load(self, name: str) -> Manifest:
-        """The manifest of that name, its own seal checked. ObjectNotFound if there is none."""
-        return read_manifest(self._store, name)
-
-    def verify(self, manifest: Manifest) -> None:
-        """Read all files of the checkpoint; CorruptCheckpoint with the reason if one is missing or not as it was."""
-        if manifest.job != self._job:
-            raise CorruptCheckpoint(f"manifest {manifest.name} belongs to job {manifest.job}, not to {self._job}")
-        for entry in manifest.files:
-            verify_blob(self._store, entry, manifest.name)
-
-    def history(self, manifest: Manifest) -> list[Manifest]:
-        """`manifest` and its ancestors, newest first, as far as they are there and readable.
-
-        Complete if the last one's parent is None. Ancestors carry no state that a resume needs, so a lost one ends
-        the list and raises nothing.
-        """
-        line = [manifest]
-        while (parent := line[-1].parent) is not None and parent not in {known.name for known in line}:
-            try:
-                line.append(self.load(parent))
-            except (ObjectNotFound, IntegrityError):
-                break
-        return line
-
-    def manifests(self) -> list[Listed]:
-        """All manifests, newest (attempt, step) first, live ones and dead branches. Files are not verified."""
-        survey = survey_store(self._store, self._pins)
-        alive = set(survey.live())
-        read = read_manifests(self._store, survey.names)
-        found = []
-        for name in sorted(survey.names, reverse=True):
-            one = read[name]
-            manifest, problem = (one, "") if isinstance(one, Manifest) else (None, str(one))
-            retired = survey.retirements.went(self._store, name)
-            found.append(Listed(name=name, live=name in alive, retired=retired, manifest=manifest, problem=problem))
-        return found
-
-    def newest(self) -> Manifest | None:
-        """The newest live manifest that verifies, None if there is none. Writes nothing."""
-        survey = survey_store(self._store, self._pins)
-        for name in survey.live():
-            if survey.retirements.went(self._store, name):
-                continue
-            try:
-                return self._verified(name)
-            except CorruptCheckpoint:
-                continue  # reading only: whoever starts an attempt quarantines it
-        return None
-
     def collect(
         self,
         retention: Retention,
         *,
         dry_run: bool = False,
-        alone: bool = False,
         on_delete: Callable[[int, int], None] = lambda done, total: None,
     ) -> Collected:
         """Delete what `retention` lets go and what nobody needs: see `cluster.storage.gc.collect`."""
-        return collect(
-            self._store, self._job, retention,
-            dry_run=dry_run, alone=alone, on_delete=on_delete, known=self._manifests,
-        )  # fmt: skip
-
-    def attempts(self) -> list[AttemptSpan]:
-        """All attempts, oldest first."""
-        survey = survey_store(self._store, self._pins)
-        last: dict[int, str] = {}
-        for name in sorted(survey.names):
-            key = parse_name(name)
-            if key is not None:
-                last[key[0]] = name
-        read = read_manifests(self._store, last.values())
-        spans = []
-        for attempt, pin in sorted(survey.pins.items()):
-            one = read.get(last.get(attempt, ""))
-            at = one.created_at if isinstance(one, Manifest) else None
-            spans.append(AttemptSpan(attempt=attempt, started_at=pin.created_at, last_commit_at=at))
-        return spans
+        return collect(self._store, self._job, retention, dry_run=dry_run, on_delete=on_delete, known=self._manifests)
 
     def _choose(
         self, survey: Survey, attempt: int, must_resume: str | None
     ) -> tuple[Manifest | None, tuple[Quarantined, ...]]:
         """The newest live manifest that verifies, and what was quarantined on the way to it."""
-        damaged: list[Quarantined] = []
         candidates = survey.live(must_resume)
-        for name in candidates:
-            if survey.retirements.went(self._store, name):
-                continue
-            try:
-                manifest = self._verified(name)
-            except CorruptCheckpoint as error:
-                damaged.append(Quarantined(manifest=name, reason=str(error)))
-            else:
-                self._quarantine(damaged, attempt)
-                return manifest, tuple(damaged)
+        manifest, damaged = self._walk_back(survey, candidates)
+        if manifest is not None:
+            self._quarantine(damaged, attempt)
+            return manifest, tuple(damaged)
         expected = [must_resume, *(pin.manifest for pin in survey.pins.values()), *candidates]
         committed = next((name for name in expected if name is not None), None)
         if committed is None:
@@ -346,15 +226,6 @@ class CheckpointStore:
             hint="it is not started from zero by itself: check the store's URI and mount, restore the objects, "
             "or submit the job anew",
         )
-
-    def _verified(self, name: str) -> Manifest:
-        """The manifest of that name if it and all its files are right, else CorruptCheckpoint."""
-        try:
-            manifest = self.load(name)
-        except ObjectNotFound as error:
-            raise CorruptCheckpoint(f"manifest {name} is missing: the store has no such object") from error
-        self.verify(manifest)
-        return manifest
 
     def _begun(self, start: Start) -> Start:
         """Now that our pin names its manifest: whoever wants to delete that one's state has to let it be."""
@@ -389,11 +260,8 @@ class CheckpointStore:
             self._pins[attempt] = read_pin(self._store, attempt)
         return self._pins[attempt]
 
-    def _newest_attempt(self) -> int:
-        return max((parse_pin_name(info.key) or 0 for info in self._store.list(PIN_PREFIX)), default=0)
-
     def _check_fence(self, attempt: int) -> None:
-        newest = self._newest_attempt()
+        newest = newest_attempt(self._store)
         if newest > attempt:
             raise self._fenced(attempt, newest)
         try:

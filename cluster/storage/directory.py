@@ -12,7 +12,6 @@ import builtins
 import errno
 import hashlib
 import os
-import shutil
 import stat
 import uuid
 from collections.abc import Callable, Iterator
@@ -101,11 +100,16 @@ class DirectoryStore:
         source = path.open("rb")  # if it is missing, that is no fault of the store's
         with source, self._translated(f"write {key}"), self._temporary(key) as temporary:
             with temporary.open("xb") as file:
-                shutil.copyfileobj(source, file, _BLOCK)
+                copied = hashlib.sha256()
+                while block := source.read(_BLOCK):
+                    file.write(block)
+                    if digests is not None:
+                        copied.update(block)
                 _sync(file)
-                if digests is not None and file.tell() != digests.size_bytes:
+                if digests is not None and (file.tell(), copied.hexdigest()) != (digests.size_bytes, digests.sha256):
                     raise StoreUnavailable(
-                        f"{self.uri}: {key} was to have {digests.size_bytes} bytes, {path} has {file.tell()}",
+                        f"{self.uri}: {path} is no longer what {key} was to be: {file.tell()} bytes, "
+                        f"{digests.size_bytes} were hashed",
                         hint="the file was altered while it was written",
                     )
             self._make_folder(target.parent)

@@ -1,28 +1,28 @@
 """The store doctor: tries out what a store really does, and picks the commit protocol that is safe on it.
 
 Nothing that the store says is believed: each check is what is read back afterwards. The checks here need only the
-`ObjectStore` protocol; `doctor_s3` and `doctor_directory` add those of one kind of store. All of it happens below
-`doctor/<uuid>/`, and is removed at the end whatever happened.
+`ObjectStore` protocol; `doctor_s3` and `doctor_directory` add those of one kind of store. All of it happens in a room
+of its own, which is removed at the end whatever happened; so are those of doctors that were killed.
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from cluster.storage import open_store
 from cluster.storage.base import CommitProtocol, ConditionUnsupported, ObjectStore
 from cluster.storage.directory import DirectoryStore
-from jobs.errors import AlreadyExistsError, ObjectNotFound
+from cluster.storage.scratch import DOCTOR, NUM_TRIES, Room, sweep_rooms
+from jobs.errors import AlreadyExistsError, RexError, StoreUnavailable
+
+__all__ = ["Check", "Diagnosis", "Room", "diagnose", "examine"]
 
 _NUM_WRITERS = 8
 _NUM_RACES = 4
@@ -61,50 +61,6 @@ class Diagnosis:
         return asdict(self)
 
 
-class Room:
-    """A folder of our own in the store: what is written through it is removed when it is left."""
-
-    def __init__(self, store: ObjectStore) -> None:
-        self.store = store
-        self.prefix = f"doctor/{uuid.uuid4().hex}/"
-        self._keys: list[str] = []
-        self._local = tempfile.TemporaryDirectory(prefix="rex-doctor-")
-
-    def __enter__(self) -> Room:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._local.cleanup()
-        # By what was written, not by what is listed: the listing is among the things not to be trusted.
-        for key in self._keys:
-            self.store.delete(key)
-        for leftover in self.store.leftovers(self.prefix):
-            self.store.discard(leftover)
-        if isinstance(self.store, DirectoryStore):
-            self.store.remove_empty(self.prefix)
-
-    def key(self, name: str) -> str:
-        self._keys.append(self.prefix + name)
-        return self._keys[-1]
-
-    @property
-    def path(self) -> Path:
-        """A local file for whatever is to be sent or received."""
-        return Path(self._local.name, "file")
-
-    def put(self, key: str, body: bytes) -> None:
-        self.path.write_bytes(body)
-        self.store.put_file(key, self.path)
-
-    def read(self, key: str) -> bytes | None:
-        try:
-            return self.store.get(key)
-        except ObjectNotFound:
-            return None
-
-
 def diagnose(uri: str, *, profile: str | None = None) -> Diagnosis:
     """Examine the store at `uri`.
 
@@ -117,13 +73,34 @@ def diagnose(uri: str, *, profile: str | None = None) -> Diagnosis:
 
 def examine(store: ObjectStore) -> Diagnosis:
     """As `diagnose`, of an open store; its protocol must be "create-only"."""
-    with Room(store) as room:
-        checks = [_read_after_write(room), _list_after_write(room), _create_only(room)]
-        checks += [_race(room, checks[-1])]
-        checks += _of_its_kind(room)
-        checks += _throughput(room)
+    there = store.list(DOCTOR)
+    checks = _checks(store)
+    with suppress(StoreUnavailable):  # what others left takes room, and says nothing of the store
+        sweep_rooms(store, there)
     protocol, reason = _choose({check.name: bool(check.holds) for check in checks})
     return Diagnosis(uri=store.uri, protocol=protocol, reason=reason, checks=tuple(checks))
+
+
+def _checks(store: ObjectStore) -> list[Check]:
+    """All that is to be seen, in a room that nobody has disturbed: see `cluster.storage.scratch`."""
+    for _ in range(NUM_TRIES):
+        with Room(store) as room:
+            room.mark()
+            try:
+                checks = [_read_after_write(room), _list_after_write(room), _create_only(room)]
+                checks += [_race(room, checks[-1])]
+                checks += _of_its_kind(room)
+                checks += _throughput(room)
+            except RexError:
+                if room.is_marked():
+                    raise
+            else:
+                if room.is_marked():
+                    return checks
+    raise StoreUnavailable(
+        f"{store.uri}: what the doctor wrote was gone before it had finished, {NUM_TRIES} times",
+        hint="is something else cleaning up there?",
+    )
 
 
 def _choose(holds: dict[str, bool]) -> tuple[CommitProtocol | None, str]:

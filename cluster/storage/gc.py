@@ -4,7 +4,11 @@ Never touched: manifests, pins, and files that belong to the run's record. Delet
 - the state of manifests that the policy does not keep and of dead branches, once their retirement is decided
   (`cluster.storage.retired`); what a manifest that stays shares with them stays;
 - an object that no manifest names, and an unfinished upload, if no commit can still be about to name it: its attempt is
-  not the newest, or has committed that step or a later one. No clock is consulted.
+  not the newest, or has committed that step or a later one, or is known to have ended;
+- what a killed probe or doctor left (`cluster.storage.scratch`), and unfinished uploads of compiled graphs, whose keys
+  tell no attempt, once the newest attempt is known to have ended.
+
+No clock is consulted. Compiled graphs themselves stay: they are named by what they are.
 
 Safe to be killed at any point, to run twice at once, and beside training, starts and commits. Nothing is deleted unless
 a checkpoint of the live chain has been read back whole, and that one is kept whatever the policy says.
@@ -14,15 +18,15 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cluster.storage.base import Leftover, ObjectInfo, ObjectStore
 from cluster.storage.content import verify_blob
 from cluster.storage.records import Pin
 from cluster.storage.retired import decide_to_delete, intend
-from cluster.storage.survey import Survey, read_manifests, survey_store
-from jobs.chain import PIN_PREFIX, parse_pin_name
+from cluster.storage.scratch import is_scratch, list_scratch, remove_folders
+from cluster.storage.survey import Survey, newest_attempt, read_manifests, survey_store
 from jobs.errors import CorruptCheckpoint, SpecError
 from jobs.manifest import OBJECT_PREFIX, Manifest, parse_name, parse_object
 from jobs.retention import Retention
@@ -59,15 +63,19 @@ def collect(
     *,
     dry_run: bool = False,
     alone: bool = False,
+    ended: int = 0,
     on_delete: Callable[[int, int], None] = lambda done, total: None,
     known: dict[str, Manifest] | None = None,
 ) -> Collected:
     """Delete what `retention` lets go and what nobody needs.
 
     Args:
+        alone: no attempt of the job can run or start meanwhile; required where creations are not atomic.
+        ended: attempts up to this number are over for good, as the job store knows: their nodes have certified it. If
+            the last request of such an attempt is still on its way, the checkpoint that it would make, of which nobody
+            was told, may lack its content: a start passes it by.
         on_delete: called before each deletion with its number and how many there are; what it raises ends the work.
         known: manifests that were read before; those read now are added.
-        alone: no attempt of the job can run or start meanwhile; required where creations are not atomic.
 
     Raises:
         SpecError: a store without conditional put, and not `alone`.
@@ -80,10 +88,11 @@ def collect(
             f"{store.uri} has no conditional put: a collection there must not meet a running attempt",
             hint="collect when the job does not run",
         )
-    objects = store.list(
-        OBJECT_PREFIX
-    )  # before the manifests: what is named later was not there yet, or is not settled
+    # All that may go is listed before pins and manifests: what is named later was not there yet, or is not settled.
+    # And uploads before objects: a room's mark is there as long as an upload into it is.
     leftovers = store.leftovers("")
+    scratch = list_scratch(store)
+    objects = store.list(OBJECT_PREFIX)
     pins: dict[int, Pin] = {}
     survey = survey_store(store, pins)
     known = {} if known is None else known
@@ -103,30 +112,18 @@ def collect(
     named = {
         entry.key for name, one in manifests.items() for entry in one.files if name not in retired or entry.history
     }
-    settled = _Settled(survey)
-    garbage, unsettled = [], 0
-    for info in objects:
-        if info.key in named or settled.is_of_damaged(info.key, manifests):
-            continue
-        if settled(info.key):
-            garbage.append(info)
-        else:
-            unsettled += 1
+    settled = _Settled(survey, ended)
+    loose = [info for info in objects if info.key not in named and not settled.is_of_damaged(info.key, manifests)]
+    garbage = [*scratch, *(info for info in loose if settled(info.key))]
     abandoned = [left for left in leftovers if settled(left.key)]
     if not dry_run:
-        total = len(garbage) + len(abandoned)
-        for done, info in enumerate(garbage, 1):
-            on_delete(done, total)
-            store.delete(info.key)
-        for done, left in enumerate(abandoned, len(garbage) + 1):
-            on_delete(done, total)
-            store.discard(left)
+        _delete(store, garbage, abandoned, on_delete)
     return Collected(
         kept=kept,
         retired=tuple(retired),
         objects=tuple(garbage),
         leftovers=tuple(abandoned),
-        unsettled=unsettled + len(leftovers) - len(abandoned),
+        unsettled=len(scratch) + len(loose) - len(garbage) + len(leftovers) - len(abandoned),
         note=note,
     )
 
@@ -166,26 +163,47 @@ def _retire(store: ObjectStore, attempt: int, doomed: list[str]) -> tuple[list[s
     """Those of `doomed` whose state may be deleted: intents first, then a look at the pins, then decisions."""
     nonce = uuid.uuid4().hex
     intents = {name: intend(store, name, attempt, nonce) for name in doomed}
-    newest = max((parse_pin_name(info.key) or 0 for info in store.list(PIN_PREFIX)), default=0)
+    newest = newest_attempt(store)
     if newest != attempt:
         return [], f"attempt {newest} started meanwhile; nothing was retired, collect again"
     return [name for name, intent in intents.items() if decide_to_delete(store, intent, nonce)], ""
 
 
+def _delete(
+    store: ObjectStore,
+    garbage: Sequence[ObjectInfo],
+    abandoned: Sequence[Leftover],
+    on_delete: Callable[[int, int], None],
+) -> None:
+    total = len(garbage) + len(abandoned)
+    for done, info in enumerate(garbage, 1):
+        on_delete(done, total)
+        store.delete(info.key)
+    for done, left in enumerate(abandoned, len(garbage) + 1):
+        on_delete(done, total)
+        store.discard(left)
+    remove_folders(store, [info.key for info in garbage])
+
+
 class _Settled:
     """Tells whether the commit that would name a key is over or can never come."""
 
-    def __init__(self, survey: Survey) -> None:
+    def __init__(self, survey: Survey, ended: int) -> None:
         self._newest = survey.newest_attempt
+        self._ended = ended
         self._listed = {key for name in survey.names if (key := parse_name(name)) is not None}
         self._steps = max((step for attempt, step in self._listed if attempt == self._newest), default=-1)
 
     def __call__(self, key: str) -> bool:
-        parsed = parse_object(key)
+        parsed, other = parse_object(key), _OF_ATTEMPT.match(key)
         if parsed is not None:
-            return parsed[0] < self._newest or (parsed[0] == self._newest and parsed[1] <= self._steps)
-        other = _OF_ATTEMPT.match(key)
-        return other is not None and int(other[1]) < self._newest
+            attempt, over = parsed[0], parsed[0] == self._newest and parsed[1] <= self._steps
+        elif other is not None:
+            attempt, over = int(other[1]), False
+        else:
+            # Graphs are written by a pinned attempt; if the newest has ended, whoever has begun this is no more.
+            return is_scratch(key) or 1 <= self._newest <= self._ended
+        return over or attempt < self._newest or attempt <= self._ended
 
     def is_of_damaged(self, key: str, readable: dict[str, Manifest]) -> bool:
         """Whether its own manifest is there and cannot be read: what lies beside it may be what a person needs."""

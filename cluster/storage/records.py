@@ -82,10 +82,15 @@ def sealed_quarantine(damaged: Quarantined, attempt: int, nonce: str) -> bytes:
 
 
 def read_sealed(store: ObjectStore, name: str) -> dict[str, Any]:
-    """What is sealed under `name`. One that is not sealed our way and says that it is newer is unknown, not damaged."""
-    body = store.get(name)
+    """What is sealed under `name`. One that is not sealed our way and says that it is newer is unknown, not damaged.
+
+    What is not as it was sealed is read once more first: see `cluster.storage.content`.
+    """
     try:
-        return unseal(body, name)
+        try:
+            return unseal(store.get(name), name)
+        except CorruptCheckpoint:
+            return unseal(store.get(name), name)
     except UnsealedRecord as error:
         if isinstance(error.version, int) and error.version > VERSION:
             raise _newer(name, error.version) from error

@@ -7,6 +7,10 @@ A collector writes its intents, then looks whether its attempt is still the newe
 deletes. A start writes its pin, then reads the intents on what it chose, and decides of open ones that it stays. So
 one sees the other, or both do, and then the one create-only decision has one winner. No clock is consulted, and either
 may die at any point: what was decided may be carried out by anyone, what was not is open.
+
+A start that loses never began: whoever finds that an intent from before its pin was decided against the manifest that
+it names leaves that pin out when it asks what is alive. Of a start that began that is never found. It decided all such
+intents that it saw, and one written after it looked is of a collector that finds its pin and decides nothing.
 """
 
 from __future__ import annotations
@@ -18,50 +22,66 @@ from collections.abc import Iterable
 from cluster.storage.base import ObjectStore
 from cluster.storage.records import read_sealed
 from cluster.storage.seal import seal
-from jobs.errors import AlreadyExistsError, CorruptCheckpoint, StoreUnavailable
+from jobs.errors import AlreadyExistsError, CorruptCheckpoint, ObjectNotFound, StoreUnavailable
 from jobs.manifest import PREFIX as MANIFESTS
 
 PREFIX = "retired/"
-_KEY = re.compile(r"^retired/(\d{6}-\d{9})\.(\d{6})(\.decided)?$")
+_KEY = re.compile(r"retired/(\d{6}-\d{9})\.(\d{6})(\.decided)?", re.ASCII)
 _VERSION = 1
 
 
 class Retirements:
-    """The intents and decisions that were listed."""
+    """The intents and decisions that were listed.
 
-    def __init__(self, keys: Iterable[str]) -> None:
-        self._intents: dict[str, set[str]] = {}
+    A decision that cannot be read decides nothing: the state is taken for one that stays, and its files tell whether
+    it is there. `decisions` are those read before, which never change; those read now are added.
+    """
+
+    def __init__(self, keys: Iterable[str], decisions: dict[str, bool] | None = None) -> None:
+        self._intents: dict[str, dict[str, int]] = {}  # of each manifest, with the attempt that was the newest
         self._decided: set[str] = set()
+        self._decisions = {} if decisions is None else decisions
         for key in keys:
-            match = _KEY.match(key)
+            match = _KEY.fullmatch(key)
             if match is None:
                 continue
             if match[3]:
                 self._decided.add(key.removesuffix(".decided"))
             else:
-                self._intents.setdefault(f"{MANIFESTS}{match[1]}.json", set()).add(key)
+                self._intents.setdefault(f"{MANIFESTS}{match[1]}.json", {})[key] = int(match[2])
 
     def names(self) -> set[str]:
         """Manifests whose retirement was begun."""
         return set(self._intents)
 
-    def went(self, store: ObjectStore, manifest: str) -> bool:
-        """Whether it was decided that this manifest's state goes."""
-        intents = self._intents.get(manifest, set())
-        return any(key in self._decided and _goes(store, key) for key in sorted(intents, reverse=True))
+    def went(self, store: ObjectStore, manifest: str, *, before: int | None = None) -> bool:
+        """Whether it was decided that this manifest's state goes; of a collector `before` that attempt, if given."""
+        return any(
+            self._goes(store, key)
+            for key, attempt in sorted(self._intents.get(manifest, {}).items(), reverse=True)
+            if key in self._decided and (before is None or attempt < before)
+        )
 
     def keep(self, store: ObjectStore, manifest: str, nonce: str) -> None:
         """Decide, for a start that is pinned to `manifest`, that its state stays.
 
         Raises:
-            StoreUnavailable: a collector has decided otherwise; the next attempt will choose another.
+            StoreUnavailable: a collector has decided otherwise, so the start never began: the next one chooses anew.
         """
-        for key in sorted(self._intents.get(manifest, set())):
+        for key in sorted(self._intents.get(manifest, {})):
             if _decide(store, key, goes=False, nonce=nonce):
                 raise StoreUnavailable(
                     f"{store.uri}: the state of {manifest} is being deleted by a collector",
                     hint="start again: the next attempt resumes another checkpoint",
                 )
+
+    def _goes(self, store: ObjectStore, intent: str) -> bool:
+        if intent not in self._decisions:
+            try:
+                self._decisions[intent] = _read_decision(store, intent)
+            except (CorruptCheckpoint, ObjectNotFound):
+                return False
+        return self._decisions[intent]
 
 
 def intend(store: ObjectStore, manifest: str, attempt: int, nonce: str) -> str:
@@ -78,10 +98,15 @@ def decide_to_delete(store: ObjectStore, intent: str, nonce: str) -> bool:
 
 def _decide(store: ObjectStore, intent: str, *, goes: bool, nonce: str) -> bool:
     """What is decided in the end: True if the state goes."""
-    return goes if _create(store, f"{intent}.decided", {"goes": goes}, nonce) else _goes(store, intent)
+    if _create(store, f"{intent}.decided", {"goes": goes}, nonce):
+        return goes
+    try:
+        return _read_decision(store, intent)
+    except (CorruptCheckpoint, ObjectNotFound):
+        return False  # as `Retirements` has it
 
 
-def _goes(store: ObjectStore, intent: str) -> bool:
+def _read_decision(store: ObjectStore, intent: str) -> bool:
     goes = read_sealed(store, f"{intent}.decided").get("goes")
     if not isinstance(goes, bool):
         raise CorruptCheckpoint(f"{intent}.decided says neither that the state goes nor that it stays")

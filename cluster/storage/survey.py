@@ -67,6 +67,11 @@ def survey_store(store: ObjectStore, known_pins: dict[int, Pin]) -> Survey:
     return Survey(pins=pins, names=names, retirements=retirements)
 
 
+def newest_attempt(store: ObjectStore) -> int:
+    """The number of the newest attempt that is pinned, 0 if none is."""
+    return max((parse_pin_name(info.key) or 0 for info in store.list(PIN_PREFIX)), default=0)
+
+
 def read_manifests(store: ObjectStore, names: Iterable[str]) -> dict[str, Manifest | CorruptCheckpoint]:
     """Each of them, or how it is damaged. UnknownManifest if one is of a newer version."""
 

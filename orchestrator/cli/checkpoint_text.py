@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jobs.manifest import PREFIX
 from orchestrator.cli.progress import size
@@ -13,6 +13,7 @@ from orchestrator.cli.progress import size
 if TYPE_CHECKING:
     from cluster.storage.gc import Collected
     from orchestrator.checkpoints import Found
+    from orchestrator.verdicts import Verdict
 
 _LEFT = ("STATE", "SAVED", "MANIFEST")  # columns of words; numbers stand to the right
 _NUM_ALIKE = 5  # of more checkpoints that are kept for the same reason the number is enough
@@ -84,13 +85,16 @@ def details(store: str, one: Found) -> str:
     return "\n".join(lines)
 
 
-def verdict_lines(verdict: Mapping[str, Any]) -> str:
+def verdict_lines(given: Verdict) -> str:
     """A line for the checkpoint, and one for each thing that is wrong with it."""
-    head = f"{short(verdict['manifest'])}  {verdict['verdict']:<8}  step {verdict['step']}"
-    if not verdict["problems"]:
-        files, record = verdict["num_files"], "its record, " * (verdict["state"] == "retired")
-        return f"{head}, {record}{files} file{'s' * (files != 1)}, {size(verdict['size_bytes'])}"
-    return "\n".join([head, *(f"  {problem}" for problem in verdict["problems"])])
+    from orchestrator.checkpoints import RETIRED
+
+    one = given.checkpoint
+    head = f"{short(one.name)}  {'damaged' if given.damaged else 'whole':<8}  step {one.step}"
+    if given.damaged:
+        return "\n".join([head, *(f"  {problem}" for problem in given.problems)])
+    record = "its record, " * (one.state == RETIRED)
+    return f"{head}, {record}{len(one.files)} file{'s' * (len(one.files) != 1)}, {size(one.size_bytes)}"
 
 
 def collection(done: Collected, *, dry_run: bool) -> str:
@@ -106,7 +110,7 @@ def collection(done: Collected, *, dry_run: bool) -> str:
     uploads = f" and {len(done.leftovers)} unfinished uploads" if done.leftovers else ""
     lines.append(f"{verb} {len(done.objects)} object{'s' * (len(done.objects) != 1)}{uploads}, {size(done.size_bytes)}")
     if done.unsettled:
-        lines.append(f"left alone {done.unsettled} that a running attempt may be about to name")
+        lines.append(f"left alone {done.unsettled} that an attempt may be about to name")
     return "\n".join(lines)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,9 +15,9 @@ from orchestrator.cli.common import HomeOption, JsonOption, open_store, print_js
 from orchestrator.cli.progress import bar, size
 
 if TYPE_CHECKING:
-    from cluster.storage.gc import Collected
-    from jobs.retention import Retention
-    from orchestrator.checkpoints import Chain, Found
+    from orchestrator.chains import Chain
+    from orchestrator.checkpoints import Found
+    from orchestrator.verdicts import Verdict
 
 app = typer.Typer(help="Look at a job's checkpoints, check them, copy them, clean up.", no_args_is_help=True)
 
@@ -45,15 +45,15 @@ def ls(chain: ChainArgument, home: HomeOption = None, json: JsonOption = False) 
 
     Manifests are read and files are not: `verify` does that.
     """
-    from orchestrator.checkpoints import as_json, find_checkpoints
-    from orchestrator.cli.checkpoint_text import table
+    from orchestrator.checkpoints import find_checkpoints
+    from orchestrator.cli import checkpoint_json, checkpoint_text
 
     with _damage_is_exit_1():
         there = _find(chain, home)
         found = find_checkpoints(there)
     if json:
-        return print_json([as_json(one) for one in found])
-    return print(table(found) if found else f"{there.job or there.store.uri} has no checkpoint yet")
+        return print_json([checkpoint_json.row(one) for one in found])
+    return print(checkpoint_text.table(found) if found else f"{there.job or there.store.uri} has no checkpoint yet")
 
 
 @app.command()
@@ -62,17 +62,13 @@ def show(chain: ChainArgument, which: WhichArgument = None, home: HomeOption = N
 
     Each file with its object, its sha256, and whether it was its parent's already.
     """
-    from orchestrator.checkpoints import as_json, shared_with
-    from orchestrator.cli.checkpoint_text import details
+    from orchestrator.cli import checkpoint_json, checkpoint_text
 
     with _damage_is_exit_1():
         there, one = _choose(chain, which, home)
-        manifest = one.readable()
-    if not json:
-        return print(details(there.store.uri, one))
-    files = [{**entry.model_dump(mode="json"), "shared_with": shared_with(entry, manifest)} for entry in manifest.files]
-    whole = {**manifest.model_dump(mode="json"), "files": files}
-    return print_json({**as_json(one), **whole, "manifest": one.name, "store": there.store.uri})
+        if json:
+            return print_json(checkpoint_json.whole(there.store.uri, one))
+        return print(checkpoint_text.details(there.store.uri, one))
 
 
 @app.command()
@@ -87,48 +83,33 @@ def verify(
 ) -> None:
     """Read checkpoints back whole; exit 1 if one is damaged.
 
-    By default all live ones that have their state. Every byte is read and hashed; nothing is written.
+    By default all live ones that have their state, newest first; each is told of as soon as it has been read. Every
+    byte is read and hashed; nothing is written.
     """
-    from orchestrator.checkpoints import RETIRED, Verifier, find_checkpoints
+    from orchestrator.cli import checkpoint_json, checkpoint_text
+    from orchestrator.verdicts import Verifier
 
     if which is not None and everything:
         raise UserError("verify takes a checkpoint or --all, not both", hint="see `rexctl checkpoints verify --help`")
     with _damage_is_exit_1():
-        if which is not None:
-            there, one = _choose(chain, which, home)
-            chosen = [one]
-        else:
-            there = _find(chain, home)
-            found = find_checkpoints(there)
-            chosen = [one for one in found if everything or (one.live and one.state != RETIRED)]
-    verifier = Verifier(there)
-    verdicts: list[dict[str, Any]] = []
-    total = verifier.size_bytes(chosen)
-    with bar("verifying", total) as advance:
-        for listed in chosen:
-            one = listed
-            problems = verifier.problems(one, lambda done: advance(done, total))
-            if problems and (now := verifier.now(one)) != one:  # then what is missing is missing by right
-                one, problems = now, verifier.problems(now, lambda done: advance(done, total))
-            verdicts.append({
-                "manifest": one.name, "step": one.step, "state": one.state, "problems": problems,
-                "verdict": "damaged" if problems else "whole",
-                "num_files": len(one.files), "size_bytes": one.size_bytes,
-            })  # fmt: skip
-    num_damaged = sum(verdict["verdict"] == "damaged" for verdict in verdicts)
+        there, chosen = _to_verify(chain, which, everything, home)
+        verifier = Verifier(there, chosen)
+        total = verifier.total_bytes
+        verdicts: list[Verdict] = []
+        with bar("verifying", total) as shown:
+            for verdict in verifier.verdicts(lambda done: shown.advance(done, total)):
+                verdicts.append(verdict)
+                if not json:
+                    shown.print(checkpoint_text.verdict_lines(verdict))
+    num_damaged = sum(verdict.damaged for verdict in verdicts)
     if json:
         print_json({
-            "job": there.job, "store": there.store.uri, "num_damaged": num_damaged, "read_bytes": verifier.num_bytes,
-            "checkpoints": verdicts,
+            "job": there.job, "store": there.store.uri, "num_damaged": num_damaged, "read_bytes": verifier.read_bytes,
+            "checkpoints": [checkpoint_json.verdict(verdict) for verdict in verdicts],
         })  # fmt: skip
     else:
-        from orchestrator.cli.checkpoint_text import verdict_lines
-
-        for verdict in verdicts:
-            print(verdict_lines(verdict))
-        print(
-            f"{_count(len(verdicts), 'checkpoint')}, {size(verifier.num_bytes)} read, {num_damaged or 'none'} damaged"
-        )
+        told = _count(len(verdicts), "checkpoint")
+        print(f"{told}, {size(verifier.read_bytes)} read, {num_damaged or 'none'} damaged")
     if num_damaged:
         raise typer.Exit(1)
 
@@ -155,8 +136,8 @@ def pull(
         there, one = _choose(chain, which, home)
         manifest = one.whole()
         _say_if_not_live(one)
-        with bar("downloading", one.size_bytes) as advance:
-            copies.pull(there, manifest, out, lambda done: advance(done, one.size_bytes))
+        with bar("downloading", one.size_bytes) as shown:
+            copies.pull(there, manifest, out, lambda done: shown.advance(done, one.size_bytes))
     if json:
         return print_json({
             "manifest": one.name, "step": one.step, "sha256": manifest.sha256(), "path": str(out.absolute()),
@@ -190,9 +171,9 @@ def export(
         manifest = one.whole()
         _say_if_not_live(one)
         total = copies.state_of(manifest).size_bytes
-        with bar("exporting", total) as advance:
+        with bar("exporting", total) as shown:
             values = copies.export(
-                there, manifest, out, kind=kind.value, ema=ema, on_bytes=lambda done: advance(done, total)
+                there, manifest, out, kind=kind.value, ema=ema, on_bytes=lambda done: shown.advance(done, total)
             )
     if json:
         return print_json({**values, "manifest": one.name, "step": one.step, "job": manifest.job})
@@ -220,13 +201,13 @@ def gc(
 ) -> None:
     """Delete the state of what is not to be kept.
 
-    Of dead branches, too, and what dead writers left. Without a --keep option everything live is kept. With one, the
-    rest goes; the newest that verifies and the one that the newest attempt started from always stay. Manifests and the
-    run's record stay in any case.
+    Of dead branches, too, and what killed writers, probes and doctors left. Without a --keep option everything live is
+    kept. With one, the rest goes; the newest that verifies and the one that the newest attempt started from always
+    stay. Manifests and the run's record stay in any case.
     """
     from cluster.storage.gc import collect
     from jobs.retention import Retention
-    from orchestrator.checkpoints import is_alone
+    from orchestrator.cli import checkpoint_json, checkpoint_text
 
     picky = keep_every is not None or keep_best > 0
     retention = Retention(
@@ -237,30 +218,21 @@ def gc(
         raise UserError("--metric and --min say nothing without --keep-best", hint="say --keep-best M")
     with _damage_is_exit_1():
         there = _find(chain, home)
-        alone = is_alone(there, dry_run=dry_run)
-        with bar("collecting", of_bytes=False) as advance:
-            done = collect(there.store, there.job, retention, dry_run=dry_run, alone=alone, on_delete=advance)
+        alone = dry_run or there.alone()  # one that deletes nothing is in nobody's way
+        with bar("collecting", of_bytes=False) as shown:
+            done = collect(
+                there.store, there.job, retention,
+                dry_run=dry_run, alone=alone, ended=there.ended, on_delete=shown.advance,
+            )  # fmt: skip
     if done.note:
         say(f"note: {done.note}")
     if json:
-        return print_json(_as_json(done, retention, dry_run))
-    from orchestrator.cli.checkpoint_text import collection
-
-    return print(collection(done, dry_run=dry_run))
-
-
-def _as_json(done: Collected, retention: Retention, dry_run: bool) -> dict[str, Any]:
-    return {
-        "dry_run": dry_run, "retention": retention.model_dump(mode="json"), "kept": done.kept,
-        "retired": list(done.retired),
-        "objects": [{"key": info.key, "size_bytes": info.size_bytes} for info in done.objects],
-        "leftovers": [left.key for left in done.leftovers],
-        "size_bytes": done.size_bytes, "num_unsettled": done.unsettled, "note": done.note,
-    }  # fmt: skip
+        return print_json(checkpoint_json.collection(done, retention, dry_run=dry_run))
+    return print(checkpoint_text.collection(done, dry_run=dry_run))
 
 
 def _find(chain: str, home: str | None) -> Chain:
-    from orchestrator.checkpoints import find_chain
+    from orchestrator.chains import find_chain
 
     return find_chain(chain, lambda: open_store(home))
 
@@ -270,6 +242,17 @@ def _choose(chain: str, which: str | None, home: str | None) -> tuple[Chain, Fou
 
     there = _find(chain, home)
     return there, choose(there, find_checkpoints(there), which)
+
+
+def _to_verify(chain: str, which: str | None, everything: bool, home: str | None) -> tuple[Chain, list[Found]]:
+    from orchestrator.checkpoints import RETIRED, find_checkpoints
+
+    if which is not None:
+        there, one = _choose(chain, which, home)
+        return there, [one]
+    there = _find(chain, home)
+    found = find_checkpoints(there)
+    return there, [one for one in found if everything or (one.live and one.state != RETIRED)]
 
 
 def _say_if_not_live(one: Found) -> None:

@@ -25,7 +25,7 @@ from cluster.storage.doctor import (
 )
 from cluster.storage.probe import probe
 from jobs import contract
-from jobs.errors import AlreadyExistsError, ObjectNotFound, StackError, StoreUnavailable
+from jobs.errors import AlreadyExistsError, ObjectNotFound, StoreUnavailable, UnsafeStore
 from jobs.spec import build_spec
 from orchestrator.effects import build_launch
 from orchestrator.preview import preview_rows
@@ -118,7 +118,7 @@ def test_store_whose_listings_lag_is_refused_and_nothing_is_queued(
         with lying(backend, monkeypatch, stale_listings=True):
             found = diagnose(backend.uri)
             assert (found.protocol, found.check(LIST_AFTER_WRITE).holds) == (None, False)
-            with pytest.raises(StackError, match=r"no commit protocol is safe .* listings lag"):
+            with pytest.raises(UnsafeStore, match=r"no commit protocol is safe .* listings lag"):
                 submit(SPEC, store, home)
             done = rexctl(home, "storage", "doctor")
             assert (done.returncode, done.stderr) == (3, "")

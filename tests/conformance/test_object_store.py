@@ -144,7 +144,7 @@ def test_delete_is_idempotent(store: ObjectStore) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["", "/k", "k/", "a//b", "..", "a/../b", "./k", ".tmp/x", "a\\b", "a b", "ä", "a" * 513]
+    "key", ["", "/k", "k/", "a//b", "..", "a/../b", "./k", ".tmp/x", "a\\b", "a b", "ä", "a" * 513, "a\n", "a\n/b"]
 )
 def test_key_that_is_none_is_refused_before_the_store_is_asked(store: ObjectStore, tmp_path: Path, key: str) -> None:
     with pytest.raises(SpecError):
@@ -237,6 +237,19 @@ def test_file_altered_after_it_was_hashed_is_refused_and_leaves_nothing(
     digests = digest_file(source)
     source.write_bytes(bytes(size_bytes - 1) + b"x")
     with pytest.raises(StoreUnavailable, match="BadDigest"):
+        store.put_file("objects/blob", source, digests)
+    assert (keys(store), store.leftovers("")) == ([], [])
+
+
+@pytest.mark.parametrize("backend", ["directory"], indirect=True)
+def test_directory_file_altered_after_it_was_hashed_is_refused_and_leaves_nothing(
+    store: ObjectStore, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(bytes(3 << 20))
+    digests = digest_file(source)
+    source.write_bytes(bytes((3 << 20) - 1) + b"x")
+    with pytest.raises(StoreUnavailable, match="altered while it was written"):
         store.put_file("objects/blob", source, digests)
     assert (keys(store), store.leftovers("")) == ([], [])
 

@@ -132,6 +132,14 @@ def test_pin_name_parses_back(attempt: int) -> None:
     assert parse_pin_name(pin_name(attempt)) == attempt
 
 
+@pytest.mark.parametrize(
+    "digits",
+    ["000001\n", "\u0660\u0660\u0660\u0660\u0660\u0661", "\u00b2\u00b2\u00b2\u00b2\u00b2\u00b2", "00001", "0000001"],
+)
+def test_digits_that_are_not_six_of_ascii_are_no_pin(digits: str) -> None:
+    assert parse_pin_name(f"attempts/{digits}") is None
+
+
 @given(st.text(max_size=20))
 def test_other_text_is_no_pin(text: str) -> None:
     assert parse_pin_name(text) is None

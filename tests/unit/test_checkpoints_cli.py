@@ -6,9 +6,11 @@ import hashlib
 import json
 import os
 import pty
+import re
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +22,18 @@ from cluster.storage.checkpoints import CheckpointStore
 from cluster.storage.directory import DirectoryStore
 from cluster.storage.gc import collect
 from cluster.storage.records import read_manifest, sealed_manifest
+from jobs.budgets import Cause
+from jobs.errors import StoreUnavailable
 from jobs.manifest import Manifest
 from jobs.retention import Retention
 from jobs.spec import build_spec
-from jobs.states import GangGranted
-from orchestrator import checkpoints
+from jobs.states import AttemptEnded, GangGranted
+from orchestrator import chains
 from orchestrator.cli import main as command_line
 from orchestrator.folders import growing
 from orchestrator.store import Store
 from tests.support.chains import committed, make_commit
+from tests.support.stores import Failing
 
 JOB = "count-1a2b"
 
@@ -307,7 +312,7 @@ def test_verify_while_a_collection_retires_is_no_damage(
                 collect(chain.store, JOB, Retention(last=1))
             return super().get_file(key, path)
 
-    monkeypatch.setattr(checkpoints, "open_store", lambda uri: Collecting(chain.root))
+    monkeypatch.setattr(chains, "open_store", lambda uri: Collecting(chain.root))
     done = rexctl("verify", chain.uri, "--json")
     assert done.code == 0
     assert {one["verdict"] for one in done.json["checkpoints"]} == {"whole"}
@@ -344,6 +349,18 @@ def test_store_that_does_not_answer_ends_with_3(rexctl: Rexctl, tmp_path: Path) 
     for words in (["ls"], ["verify"], ["gc"]):
         done = rexctl(*words, JOB)
         assert done.code == 3 and "is not a folder" in done.err and len(done.err.splitlines()) == 1
+
+
+def test_store_that_is_empty_although_the_job_has_committed_ends_with_3(rexctl: Rexctl, tmp_path: Path) -> None:
+    uri = f"file://{tmp_path / 'unmounted'}"
+    submit(tmp_path / "home", uri)
+    store = Store(f"sqlite:///{tmp_path / 'home' / 'store.db'}")
+    store.note(JOB, checkpoint={"manifest": "manifests/000001-000000010.json", "step": 10, "sha256": "0" * 64})
+    store.engine.dispose()
+    for words in (["ls"], ["verify"], ["gc"]):
+        done = rexctl(*words, JOB)
+        assert done.code == 3 and "is its disk or share mounted" in done.err and len(done.err.splitlines()) == 1
+    assert not (tmp_path / "unmounted").exists()
 
 
 def test_checkpoint_of_another_job_is_damage(rexctl: Rexctl, chain: Chain) -> None:
@@ -436,7 +453,7 @@ class Allotted(DirectoryStore):
 def test_gc_without_fencing_needs_a_job_that_does_not_run(
     rexctl: Rexctl, chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoints, "open_store", lambda uri: Allotted(chain.root))
+    monkeypatch.setattr(chains, "open_store", lambda uri: Allotted(chain.root))
     before = chain.store.list("")
     assert rexctl("gc", chain.uri, "--dry-run").code == 0
     unknown = rexctl("gc", chain.uri)
@@ -451,6 +468,28 @@ def test_gc_without_fencing_needs_a_job_that_does_not_run(
 
 def before_objects(listed: list[Any]) -> list[Any]:
     return [info for info in listed if info.key.startswith("objects/")]
+
+
+def test_gc_of_a_job_knows_which_attempts_have_ended(rexctl: Rexctl, tmp_path: Path) -> None:
+    uri = f"file://{tmp_path / 'store'}"
+    store = open_store(uri)
+    writer = CheckpointStore(store, JOB)
+    writer.start_attempt(1)
+    manifest = make_commit(writer, tmp_path, 1, 10, None)
+    dying = CheckpointStore(Failing(store, "create", "manifests/"), JOB)
+    with pytest.raises(StoreUnavailable):
+        make_commit(dying, tmp_path, 1, 20, manifest)
+    assert rexctl("gc", uri).out.splitlines()[-1] == "left alone 2 that an attempt may be about to name"
+    submit(tmp_path / "running", uri, running=True)
+    assert rexctl("gc", JOB, "--home", tmp_path / "running", "--json").json["num_unsettled"] == 2
+    submit(tmp_path / "home", uri, running=True)
+    jobs = Store(f"sqlite:///{tmp_path / 'home' / 'store.db'}")
+    ended = AttemptEnded(attempt=1, cause=Cause.CONFIG, progressed=True)
+    jobs.apply(jobs.get(JOB), ended, now=3.0, action="attempt_ended")
+    jobs.engine.dispose()
+    done = rexctl("gc", JOB, "--json").json
+    assert (len(done["objects"]), done["num_unsettled"]) == (2, 0)
+    assert rexctl("verify", JOB).code == 0
 
 
 def test_growing_counts_what_is_written_so_far(tmp_path: Path) -> None:
@@ -472,15 +511,101 @@ def test_growing_counts_what_is_written_so_far(tmp_path: Path) -> None:
     assert set(told) <= {0, 8192}
 
 
-def test_bar_is_for_terminals_alone(rexctl: Rexctl, chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert rexctl("verify", chain.uri).err == ""
+def drawn_by(monkeypatch: pytest.MonkeyPatch, term: str, streams: tuple[str, ...], *words: str) -> str:
+    """What comes to a terminal that stands behind these streams, while `rexctl checkpoints ...` runs."""
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setattr(sys, "argv", ["rexctl", "checkpoints", *words])
     master, slave = pty.openpty()
-    with os.fdopen(slave, "w") as terminal:
-        monkeypatch.setattr(sys, "stderr", terminal)
-        monkeypatch.setenv("TERM", "xterm")
-        monkeypatch.setattr(sys, "argv", ["rexctl", "checkpoints", "verify", chain.uri])
+    drawn: list[bytes] = []
+
+    def read() -> None:
+        with suppress(OSError):  # EIO: the last writer has closed it
+            while block := os.read(master, 65536):
+                drawn.append(block)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with os.fdopen(slave, "w") as terminal, monkeypatch.context() as patch:
+        for stream in streams:
+            patch.setattr(sys, stream, terminal)
         with pytest.raises(SystemExit):
             command_line.main()
-        drawn = os.read(master, 65536).decode()
+    reader.join()
     os.close(master)
-    assert "verifying" in drawn and "KiB" in drawn
+    return b"".join(drawn).decode()
+
+
+def test_bar_is_for_terminals_alone(
+    rexctl: Rexctl, chain: Chain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = rexctl("verify", chain.uri)
+    assert done.err == ""
+    drawn = drawn_by(monkeypatch, "xterm", ("stderr",), "verify", chain.uri)
+    assert "verifying" in drawn and "KiB" in drawn and "whole" not in drawn
+    assert capsys.readouterr().out == done.out  # the results stay on stdout
+    assert drawn_by(monkeypatch, "dumb", ("stderr",), "verify", chain.uri) == ""
+
+
+def test_verdicts_in_a_terminal_stand_above_the_bar(
+    rexctl: Rexctl, chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = rexctl("verify", chain.uri).out.splitlines()
+    drawn = drawn_by(monkeypatch, "xterm", ("stdout", "stderr"), "verify", chain.uri)
+    assert "verifying" in drawn
+    screen = on_screen(drawn)
+    assert [line for line in screen if line] == expected
+
+
+def on_screen(drawn: str) -> list[str]:
+    """The lines that a terminal shows at the end, for the few control sequences that bars use."""
+    lines, row, column = [""], 0, 0
+    for part in re.findall(r"\x1b\[[?\d;]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", drawn):
+        if part == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif part == "\r":
+            column = 0
+        elif part.startswith("\x1b["):
+            count = int(re.sub(r"\D", "", part) or 1)
+            if part.endswith("A"):
+                row = max(0, row - count)
+            elif part == "\x1b[2K":
+                lines[row] = ""
+            else:
+                assert part[-1] in "mlh", part  # colours, the cursor's look
+        else:
+            lines[row] = lines[row].ljust(column)[:column] + part + lines[row][column + len(part) :]
+            column += len(part)
+    return lines
+
+
+def test_verdicts_that_are_known_are_told_before_the_store_falls_silent(
+    rexctl: Rexctl, chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = Failing(chain.store, "get_file", chain.made["1-30"].file("state").key)
+    monkeypatch.setattr(chains, "open_store", lambda uri: silent)
+    told = rexctl("verify", chain.uri)
+    assert told.code == 3 and len(told.err.splitlines()) == 1 and "timed out" in told.err
+    assert [line.split()[:2] for line in told.out.splitlines()] == [
+        ["000002-000000060", "whole"], ["000002-000000050", "whole"]
+    ]  # fmt: skip
+    assert (rexctl("verify", chain.uri, "--json").out, rexctl("verify", chain.uri, "--json").code) == ("", 3)
+
+
+def test_verdict_is_told_as_soon_as_it_is_known(
+    rexctl: Rexctl, chain: Chain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[str] = []
+
+    class Watching(DirectoryStore):
+        """Looks, whenever a state is read, at what has been printed."""
+
+        def get_file(self, key: str, path: Path) -> str:
+            if key == chain.made["1-10"].file("state").key:
+                told.extend(capsys.readouterr().out.splitlines())
+            return super().get_file(key, path)
+
+    monkeypatch.setattr(chains, "open_store", lambda uri: Watching(chain.root))
+    rest = rexctl("verify", chain.uri).out.splitlines()
+    assert [line.split()[3] for line in told] == ["60,", "50,", "30,", "20,"]
+    assert len(rest) == 2 and rest[0].startswith("000001-000000010  whole")

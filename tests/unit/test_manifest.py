@@ -158,6 +158,14 @@ def test_object_key_parses_back(attempt: int, step: int, sha256: str) -> None:
     assert parse_object(object_key(attempt, step, sha256)) == (attempt, step, sha256)
 
 
+@pytest.mark.parametrize("key", ["000001-000000010", "\u0660\u0660\u0660\u0660\u0660\u0661-000000010"])
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_key_with_a_line_end_or_other_digits_is_neither_name_nor_object_key(key: str, end: str) -> None:
+    plain = key.isascii() and not end
+    assert (parse_name(f"manifests/{key}.json{end}") is not None) == plain
+    assert (parse_object(f"objects/{key}/{'a' * 64}{end}") is not None) == plain
+
+
 @given(st.text(max_size=90))
 def test_other_text_is_no_object_key(text: str) -> None:
     assert parse_object(text) is None or object_key(*parse_object(text)) == text  # type: ignore[misc]

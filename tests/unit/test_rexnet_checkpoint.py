@@ -3,140 +3,25 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import logging
 import resource
 import threading
-import time
 import tracemalloc
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from cluster.storage.checkpoints import CheckpointStore
-from cluster.storage.digests import PART_BYTES, FileDigests
+from cluster.storage.digests import PART_BYTES
 from cluster.storage.directory import DirectoryStore
-from jobs import certificate
 from jobs.errors import FencedError, StoreUnavailable
-from jobs.manifest import Manifest
-from rexnet.checkpoint import METRICS, STATE, Arrays, CheckpointWriter, Progress, read_arrays
-from rexnet.journal import Journal, Point, from_lines
+from rexnet.checkpoint import read_arrays
 from rexnet.snapshot import Image, Source, State
-from rexnet.trail import Trail
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # MindSpore's own, at import
-    import mindspore as ms
+from tests.support.writing import Run, Tensor, check_chain, make_parameter, until
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-CONSTANTS: dict[str, Any] = {"config_sha256": "0" * 64, "world_size": 1, "seed": 1, "code": {}, "versions": {}}
-
-
-class WeakStore(DirectoryStore):
-    """A directory whose uploads wait while it is `held`, and in which nothing works while it is `dead`."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.dead = False
-        self.upload_began = threading.Semaphore(0)
-        self._open = threading.Event()
-        self._open.set()
-
-    def hold(self) -> None:
-        self._open.clear()
-
-    def release(self) -> None:
-        self._open.set()
-
-    def put_file(self, key: str, path: Path, digests: FileDigests | None = None) -> None:
-        self._ask()
-        self.upload_began.release()
-        self._open.wait()
-        self._ask()
-        super().put_file(key, path, digests)
-
-    def create(self, key: str, body: bytes) -> None:
-        self._ask()
-        super().create(key, body)
-
-    def list(self, prefix: str) -> Any:
-        self._ask()
-        return super().list(prefix)
-
-    def _ask(self) -> None:
-        if self.dead:
-            raise StoreUnavailable(f"{self.uri} does not answer")
-
-
-class Run:
-    """A run of two parameters, a vector over them and a counter, whose every step changes all of them in place."""
-
-    def __init__(self, folder: Path, *, attempt: int = 1, size: int = 1000) -> None:
-        self.store = WeakStore(folder / "store")
-        self.chain = CheckpointStore(self.store, "job")
-        self.start = self.chain.start_attempt(attempt)
-        weights = [_parameter("conv.weight", np.zeros((size, 3), np.float32)),
-                   _parameter("cls.bias", np.zeros((7,), np.float32))]  # fmt: skip
-        self.parameters = [*weights, _parameter("momentum", np.zeros((3 * size + 7,), np.float32)),
-                           _parameter("updates", np.zeros((), np.int64))]  # fmt: skip
-        sources = [Source.whole(p) for p in (*weights, self.parameters[3])]
-        sources.append(Source.vector(self.parameters[2], weights, "momentum."))
-        self.journal, self.trail = Journal(folder / f"journal-{attempt}.jsonl"), Trail()
-        self.manifests: list[Manifest] = []
-        self.at_step: dict[int, str] = {}  # digests of the state
-        self.step = 0
-        self.random = np.random.default_rng(attempt)
-        self.committed = threading.Semaphore(0)
-        self.breaks = False  # what is told of commits
-        self.writer = CheckpointWriter(
-            self.chain, State(sources), attempt=attempt, start=self.start.manifest, constants=CONSTANTS,
-            on_commit=self._committed,
-        )  # fmt: skip
-
-    def train(self, num_steps: int = 1) -> None:
-        for _ in range(num_steps):
-            self.step += 1
-            for parameter in self.parameters:
-                live = parameter.asnumpy()
-                live[...] = (self.random.standard_normal(live.shape) * 9).astype(live.dtype)
-            self.journal.add(self.step, {"loss": self.step / 2})
-            self.trail.extend(self.step, b"", 0.5, b"")
-            self.at_step[self.step] = digest(self.arrays())
-
-    def arrays(self) -> Arrays:
-        first, bias, moments, updates = (parameter.asnumpy().copy() for parameter in self.parameters)
-        return {"conv.weight": first, "cls.bias": bias, "updates": updates,
-                "momentum.conv.weight": moments[: first.size].reshape(first.shape),
-                "momentum.cls.bias": moments[first.size :]}  # fmt: skip
-
-    def progress(self, metrics: dict[str, float] | None = None) -> Progress:
-        return Progress(
-            step=self.step, epoch=0, samples=self.step, points=self.journal.pending(), entries=self.trail.pending(),
-            certificate=self.trail.digest, metrics=metrics or {},
-        )  # fmt: skip
-
-    def save(self) -> None:
-        self.writer.save(self.progress())
-
-    def idle(self) -> None:
-        until(lambda: not self.writer.busy)
-
-    def close(self) -> None:
-        self.store.release()
-        self.idle()
-        self.journal.close()
-
-    def _committed(self, manifest: Manifest, points: list[Point]) -> None:
-        if self.breaks:
-            raise ZeroDivisionError
-        self.journal.committed(manifest.step)
-        self.trail.committed(manifest.step)
-        self.manifests.append(manifest)
-        self.committed.release()
 
 
 @pytest.fixture
@@ -148,44 +33,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     assert not list(tmp_path.glob("checkpoint-*"))  # nothing of a snapshot stays on the local disk
 
 
-def _parameter(name: str, value: np.ndarray[Any, Any]) -> ms.Parameter:
-    return ms.Parameter(ms.Tensor(value), name=name, requires_grad=False)
-
-
-def digest(arrays: Arrays) -> str:
-    sha256 = hashlib.sha256()
-    for name in sorted(arrays):
-        sha256.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode() + arrays[name].tobytes())
-    return sha256.hexdigest()
-
-
-def until(reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def check_chain(run: Run, last: int) -> list[Manifest]:
-    """Newest first: states are those of their steps, and each point and certificate entry up to `last` is there once.
-
-    Returns the line of manifests.
-    """
-    newest = run.chain.newest()
-    assert newest is not None and newest.step == last
-    line = run.chain.history(newest)
-    points: list[Point] = []
-    entries: list[certificate.Entry] = []
-    for manifest in reversed(line):
-        run.chain.verify(manifest)
-        assert digest(read_arrays(run.chain.read(manifest, STATE), manifest.name)) == run.at_step[manifest.step]
-        points += from_lines(run.chain.read(manifest, METRICS), manifest.name)
-        entries += certificate.from_lines(run.chain.read(manifest, certificate.FILE), manifest.name)
-    assert [point.step for point in points] == list(range(1, last + 1))
-    assert [entry.step for entry in entries] == list(range(1, last + 1))
-    return line
-
-
 def num_images() -> int:
     return sum(type(one) is Image for one in gc.get_objects())
 
@@ -194,10 +41,10 @@ def num_images() -> int:
 
 
 def test_an_image_is_the_safetensors_file_of_its_parameters() -> None:
-    weight = _parameter("w", np.arange(12, dtype=np.float32).reshape(3, 4))
-    small = [_parameter("half", np.ones((3,), np.float16)), _parameter("count", np.array(7, np.int64)),
-             _parameter("flag", np.array([True, False, True]))]  # fmt: skip
-    moments = _parameter("m", np.arange(12, 24, dtype=np.float32))
+    weight = make_parameter("w", np.arange(12, dtype=np.float32).reshape(3, 4))
+    small = [make_parameter("half", np.ones((3,), np.float16)), make_parameter("count", np.array(7, np.int64)),
+             make_parameter("flag", np.array([True, False, True]))]  # fmt: skip
+    moments = make_parameter("m", np.arange(12, 24, dtype=np.float32))
     sources = [Source.whole(one) for one in (weight, *small)] + [Source.vector(moments, [weight], "m.")]
     image = Image(State(sources))
     image.copy()
@@ -210,10 +57,10 @@ def test_an_image_is_the_safetensors_file_of_its_parameters() -> None:
 
 
 def test_a_parameter_that_was_given_other_memory_is_followed() -> None:
-    parameter = _parameter("w", np.zeros((5,), np.float32))
+    parameter = make_parameter("w", np.zeros((5,), np.float32))
     image = Image(State([Source.whole(parameter)]))
     for value in (1, 2):
-        parameter.set_data(ms.Tensor(np.full((5,), value, np.float32)))
+        parameter.set_data(Tensor(np.full((5,), value, np.float32)))
         image.copy()
         assert read_arrays(bytes(image.body), "image")["w"].tolist() == [value] * 5
     parameter.asnumpy()[...] = 3
@@ -224,7 +71,7 @@ def test_a_parameter_that_was_given_other_memory_is_followed() -> None:
 
 def test_a_type_that_safetensors_does_not_know_is_refused_by_name() -> None:
     with pytest.raises(TypeError, match="phase: safetensors has no name"):
-        Image(State([Source.whole(_parameter("phase", np.zeros((2,), np.complex128)))]))
+        Image(State([Source.whole(make_parameter("phase", np.zeros((2,), np.complex128)))]))
 
 
 # -- beside training

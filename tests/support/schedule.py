@@ -1,0 +1,56 @@
+"""How the suite is shared out between pytest-xdist's workers: by what the tests have in common, longest first.
+
+A file is one piece of work, for its fixtures; tests that need a server or a stack which is slow to start, or graphs
+that are slow to compile, are one piece over several files. Two pieces that run at the same time share nothing but the
+machine: each has ports, folders and processes of its own.
+"""
+
+from __future__ import annotations
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+TRAINING, STACK, RADOSGW = "training", "stack", "radosgw"
+_PIECES = {
+    "tests/integration/test_rexnet_training.py": TRAINING,  # before the validation, which takes its graphs
+    "tests/integration/test_rexnet_validation.py": TRAINING,
+    "tests/acceptance/test_stack.py": STACK,
+    "tests/acceptance/test_docs.py": STACK,  # its last command takes the stack down
+}
+# What takes minutes, in the order in which it is begun: training fills the CPUs, a stack mostly waits.
+_LONGEST_FIRST = (
+    TRAINING,
+    STACK,
+    "tests/integration/test_faults.py",
+    "tests/acceptance/test_demo.py",
+    RADOSGW,
+    "tests/chaos/test_two_hosts.py",
+    "tests/integration/test_rexnet_programs.py",
+    "tests/unit/test_rexnet_kernels.py",
+)
+
+
+def piece(nodeid: str) -> str:
+    """The name of the piece of work that a test is part of."""
+    path, _, test = nodeid.partition("::")
+    if "radosgw" in test.partition("[")[2]:
+        return RADOSGW
+    return _PIECES.get(path, path)
+
+
+def order(items: list[pytest.Item]) -> None:
+    """Longest pieces first, the tests of each as they stand in its files, the files as `_PIECES` has them."""
+    ranks = {name: rank for rank, name in enumerate(_LONGEST_FIRST)}
+    files = {path: rank for rank, path in enumerate(_PIECES)}
+
+    def place(item: pytest.Item) -> tuple[int, int]:
+        return ranks.get(piece(item.nodeid), len(ranks)), files.get(item.nodeid.partition("::")[0], 0)
+
+    items.sort(key=place)
+
+
+class PieceScheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """Hands out whole pieces, in the order in which the tests were collected."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return piece(nodeid)
