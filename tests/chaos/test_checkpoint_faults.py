@@ -9,9 +9,7 @@ import pytest
 from cluster.storage import open_store
 from tests.campaigns import damage, kills
 from tests.conformance.backends import Backend
-from tests.conformance.conftest import backend, moto_server, radosgw
 
-__all__ = ["backend", "moto_server", "radosgw"]  # fixtures
 BOTH = pytest.mark.parametrize("backend", ["directory", "radosgw"], indirect=True)
 
 

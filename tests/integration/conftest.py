@@ -1,4 +1,4 @@
-"""One local stack for all integration tests; at the end nothing of it may be left."""
+"""What several integration tests share: a local stack, of which nothing may be left, and compiled graphs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests.support.rex import Rex
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def rex() -> Iterator[Rex]:
     with tempfile.TemporaryDirectory(prefix="rex") as folder:  # short: Ray's sockets live below it
         rex = Rex(Path(folder), slots=2)
@@ -23,3 +23,9 @@ def rex() -> Iterator[Rex]:
             down = rex("down", "--now")
         assert down.returncode == 0, down.stderr
         assert rex.own_processes() == []
+
+
+@pytest.fixture(scope="session")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The graphs that runs under msrun have compiled: the first of a kind compiles, the others take its graphs."""
+    return tmp_path_factory.mktemp("graphs")

@@ -38,7 +38,7 @@ def training_past(step: int) -> Any:
 
 @pytest.fixture
 def spec(tmp_path: Path) -> Path:
-    return counting_spec(tmp_path / "count.yaml", "--steps", STEPS, "--step_s", 0.06, "--commit_every", 15)
+    return counting_spec(tmp_path / "count.yaml", "--steps", STEPS, "--step_s", 0.08, "--commit_every", 15)
 
 
 def test_killed_worker_leads_to_a_second_attempt_that_resumes(rex: Rex, spec: Path) -> None:
@@ -191,7 +191,7 @@ def test_cancel_while_the_control_plane_is_down_still_drains(rex: Rex, tmp_path:
 
 
 def test_killed_ray_is_brought_up_again_and_the_job_resumes(rex: Rex, tmp_path: Path) -> None:
-    job = rex.submit(counting_spec(tmp_path / "c.yaml", "--steps", STEPS, "--step_s", 0.06, "--commit_every", 15))
+    job = rex.submit(counting_spec(tmp_path / "c.yaml", "--steps", STEPS, "--step_s", 0.08, "--commit_every", 15))
     rex.wait(job, training_past(20))
     ray = rex.stack.service("ray")
     assert ray is not None

@@ -7,7 +7,6 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from jobs.certificate import START
 from jobs.manifest import Manifest
 from rexnet.data.digits import write_digits
 from rexnet.journal import from_lines
-from tests.support.training import RICH, ROOT, SMALL, Training
+from tests.support.training import RICH, ROOT, Training
 
 STEPS = 12
 
@@ -31,20 +30,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("graphs")
-
-
-@pytest.fixture(scope="module")
-def untouched(tmp_path_factory: pytest.TempPathFactory, data: str, graphs: Path) -> Iterator[Path]:
-    """A folder in which a bare run went from start to end."""
+def untouched(tmp_path_factory: pytest.TempPathFactory, data: str) -> Path:
+    """A folder in which a bare run went from start to end, with graphs of its own, each rank's digests beside it."""
     folder = tmp_path_factory.mktemp("untouched")
-    with Training(folder, *RICH, f"--data_dir={data}", graphs=graphs) as run:
+    script = ROOT / "tests" / "support" / "hashing_train.py"
+    with Training(folder, *RICH, f"--data_dir={data}", script=script) as run:
         assert run.finish() == 0, run.said()
         for rank in (0, 1):
             assert run.report(rank)["reason"] == f"done at step {STEPS}"
         assert run.report(0)["heartbeat"]["checkpoint"]["step"] == STEPS
-    yield folder
+    return folder
 
 
 def store_in(folder: Path) -> CheckpointStore:
@@ -113,15 +108,43 @@ def test_drained_and_killed_run_ends_with_the_bytes_of_an_untouched_one(
     assert resumed.certificate == reference.certificate != START
 
 
+def alone(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """One process without msrun, to its end."""
+    command = [sys.executable, "-m", "rexnet.train", *RICH, "--distribute=False", *arguments]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env, check=False)
+
+
+@pytest.fixture(scope="module")
+def first_node(tmp_path_factory: pytest.TempPathFactory, data: str) -> tuple[Path, str]:
+    """A node on which one process took the first step and left its graphs, there and in a store; what it said."""
+    folder = tmp_path_factory.mktemp("first")
+    done = alone(folder, f"--data_dir={data}", "--max_steps=1",
+                 REX_STORE=f"file://{folder / 'objects'}", REX_COMPILE_CACHE=str(folder / "graphs"))  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done.stdout + done.stderr
+
+
+def test_new_node_finds_the_compiled_graphs_among_the_jobs_objects(
+    tmp_path: Path, data: str, first_node: tuple[Path, str]
+) -> None:
+    """MindSpore itself says whether it took the cached graphs or compiled anew."""
+    first, said = first_node
+    done = alone(tmp_path, f"--data_dir={data}", "--max_steps=2",
+                 REX_STORE=f"file://{first / 'objects'}", REX_COMPILE_CACHE=str(tmp_path / "graphs"))  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    compiles = "Check the consistency of dependency files hash failed"
+    assert compiles in said and "graphs-restored" not in said
+    assert compiles not in done.stdout + done.stderr and "graphs-restored from=store" in done.stderr
+
+
 def test_one_worker_goes_on_where_two_were_with_the_same_global_batch(
-    tmp_path: Path, untouched: Path, data: str, graphs: Path
+    tmp_path: Path, untouched: Path, data: str, first_node: tuple[Path, str]
 ) -> None:
     shutil.copytree(untouched / "checkpoints", tmp_path / "checkpoints")
     before = newest_in(tmp_path).attempt
-    longer = [*RICH, f"--data_dir={data}", "--max_steps=15"]
-    command = [sys.executable, "-m", "rexnet.train", *longer, "--distribute=False"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, check=False)
+    longer = [f"--data_dir={data}", "--max_steps=15"]
+    done = alone(tmp_path, *longer, REX_COMPILE_CACHE=str(first_node[0] / "graphs"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "accumulation=2 global_batch=32" in done.stderr
     assert "workers were 2, are 1: not bit-identical" in done.stderr
@@ -131,28 +154,9 @@ def test_one_worker_goes_on_where_two_were_with_the_same_global_batch(
     assert manifest.samples == 15 * 32
     assert sorted(losses_in(tmp_path)) == list(range(1, 16))
 
-    command.append("--global_batch=16")
-    other = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, check=False)
+    other = alone(tmp_path, *longer, "--global_batch=16")
     assert other.returncode == 64
     assert "made with a global batch of 32, this run has one of 16" in other.stderr
-
-
-def test_new_node_finds_the_compiled_graphs_among_the_jobs_objects(tmp_path: Path, data: str) -> None:
-    """MindSpore itself says whether it took the cached graphs or compiled anew."""
-    said = []
-    for number, node in enumerate(("first", "second"), 1):
-        folder = tmp_path / node
-        folder.mkdir()
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "REX_STORE": f"file://{tmp_path / 'objects'}",
-               "REX_COMPILE_CACHE": str(folder / "graphs")}  # fmt: skip
-        command = [sys.executable, "-m", "rexnet.train", *SMALL, f"--data_dir={data}", "--distribute=False",
-                   f"--max_steps={number}"]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-        said.append(done.stdout + done.stderr)
-    compiles = "Check the consistency of dependency files hash failed"
-    assert compiles in said[0] and "graphs-restored" not in said[0]
-    assert compiles not in said[1] and "graphs-restored" in said[1]
 
 
 def test_flipped_byte_in_newest_checkpoint_resumes_from_the_one_before(
@@ -181,15 +185,10 @@ def test_unknown_key_ends_with_64_and_one_sentence(tmp_path: Path, data: str) ->
     assert "learning_rat" in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
-def test_ranks_agree_on_all_state_but_moving_statistics_at_each_save(tmp_path: Path, data: str) -> None:
-    arguments = [argument for argument in RICH if not argument.startswith(("--max_steps", "--ckpt_every"))]
-    script = ROOT / "tests" / "support" / "hashing_train.py"
-    with Training(tmp_path, *arguments, f"--data_dir={data}", "--max_steps=5", "--ckpt_every=1 steps",
-                  script=script) as run:  # fmt: skip
-        assert run.finish() == 0, run.said()
-    one, other = ([line.split() for line in (tmp_path / f"state-rank{rank}.txt").read_text().splitlines()]
+def test_ranks_agree_on_all_state_but_moving_statistics_at_each_save(untouched: Path) -> None:
+    one, other = ([line.split() for line in (untouched / f"state-rank{rank}.txt").read_text().splitlines()]
                   for rank in (0, 1))  # fmt: skip
-    assert [line[0] for line in one] == ["1", "2", "3", "4", "5"]
+    assert [int(line[0]) for line in one] == list(range(1, STEPS + 1))
     assert [line[:2] for line in one] == [line[:2] for line in other]
-    assert len({line[1] for line in one}) == 5  # the state moves
+    assert len({line[1] for line in one}) == STEPS  # the state moves
     assert [line[2] for line in one] != [line[2] for line in other]  # or the statistics would need no exception

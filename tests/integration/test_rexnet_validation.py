@@ -72,9 +72,11 @@ def train(folder: Path, data: str, graphs: Path, *, stop_at: int | None) -> list
         return [run.report(rank)["reason"] for rank in (0, 1)]
 
 
-def test_stopped_validation_is_made_up_for_with_the_bytes_of_an_untouched_run(tmp_path: Path, data: str) -> None:
+def test_stopped_validation_is_made_up_for_with_the_bytes_of_an_untouched_run(
+    tmp_path: Path, data: str, graphs: Path
+) -> None:
     """Stopped in the first validation and in the last one; with graphs from the cache."""
-    graphs, untouched, stopped = (tmp_path / name for name in ("graphs", "untouched", "stopped"))
+    untouched, stopped = (tmp_path / name for name in ("untouched", "stopped"))
     untouched.mkdir()
     stopped.mkdir()
     assert train(untouched, data, graphs, stop_at=None) == [f"done at step {STEPS}"] * 2

@@ -44,13 +44,13 @@ class Rex:
     def store(self) -> Store:
         return Store(self.home.database_url)
 
-    def __call__(self, *arguments: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
+    def __call__(self, *arguments: str, timeout_s: float = 300.0) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
         return subprocess.run(
             [REXCTL, *arguments], env=self.env, capture_output=True, text=True, timeout=timeout_s, check=False
         )
 
-    def json(self, *arguments: str, timeout_s: float = 120.0) -> Any:
+    def json(self, *arguments: str, timeout_s: float = 300.0) -> Any:
         """Run a command with --json that must not fail; what it printed last."""
         done = self(*arguments, "--json", timeout_s=timeout_s)
         assert done.returncode in (0, 1), done.stderr
@@ -74,7 +74,7 @@ class Rex:
         """What `rexctl status --json` prints, read in this process: polling is not to load the machine."""
         return job_view(self.store, job, mlflow_uri=self.stack.mlflow_uri)
 
-    def wait(self, job: str, wanted: Callable[[dict[str, Any]], bool], *, timeout_s: float = 150.0) -> dict[str, Any]:
+    def wait(self, job: str, wanted: Callable[[dict[str, Any]], bool], *, timeout_s: float = 300.0) -> dict[str, Any]:
         """Poll the status until `wanted` holds; the time-out is there for a broken product, not for a slow one."""
         deadline = time.monotonic() + timeout_s
         while not wanted(status := self.status(job)):
@@ -84,7 +84,7 @@ class Rex:
             time.sleep(0.2)
         return status
 
-    def finish(self, job: str, *, timeout_s: float = 150.0) -> dict[str, Any]:
+    def finish(self, job: str, *, timeout_s: float = 300.0) -> dict[str, Any]:
         """Wait for the job's end and for its last effects."""
         self.wait(job, lambda s: s["state"] in ("succeeded", "failed", "cancelled"), timeout_s=timeout_s)
         deadline = time.monotonic() + 60

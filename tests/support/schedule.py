@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-TRAINING, STACK, RADOSGW = "training", "stack", "radosgw"
+TRAINING, STACK, RADOSGW, HOSTS = "training", "stack", "radosgw", "hosts"
 _PIECES = {
     "tests/integration/test_rexnet_training.py": TRAINING,  # before the validation, which takes its graphs
     "tests/integration/test_rexnet_validation.py": TRAINING,
@@ -24,9 +24,9 @@ _LONGEST_FIRST = (
     "tests/integration/test_faults.py",
     "tests/acceptance/test_demo.py",
     RADOSGW,
-    "tests/chaos/test_two_hosts.py",
-    "tests/integration/test_rexnet_programs.py",
+    HOSTS,
     "tests/unit/test_rexnet_kernels.py",
+    "tests/integration/test_rexnet_programs.py",
 )
 
 
@@ -35,6 +35,8 @@ def piece(nodeid: str) -> str:
     path, _, test = nodeid.partition("::")
     if "radosgw" in test.partition("[")[2]:
         return RADOSGW
+    if path.startswith("tests/chaos/"):
+        return HOSTS  # of which a machine has one set at a time
     return _PIECES.get(path, path)
 
 
