@@ -1,7 +1,8 @@
 """The node agent: a detached Ray actor that prepares one node, starts its supervisor and speaks for it.
 
 It works on its own: once created it goes on whether or not a control plane is there. When its node fails it tells
-the other nodes' agents itself, so that nobody waits for a collective's time-out.
+the other nodes' agents itself, so that nobody waits for a collective's time-out. It keeps the node's lease, and ends a
+supervisor that has stopped answering.
 """
 
 from __future__ import annotations
@@ -18,13 +19,18 @@ from typing import Any
 
 import ray
 
+from cluster.ending import ENV_SUPERVISES, blank_record, failed, outcomes_on_disk, sweep, write_ended
 from cluster.launch import LaunchPlan
-from cluster.processes import end_by_environment, find_by_environment
-from cluster.supervisor import ENDED_FILE, ENV_SUPERVISES, START_FILE, write_ended
+from cluster.lease import Lease, boottime
+from cluster.lines import read_lines
+from cluster.register import HeadRegister
+from cluster.supervisor import START_FILE
 from jobs.contract import ENV_TOKEN, Exit
+from jobs.errors import ClusterUnreachable
 
 NAMESPACE = "rexctl"
-_SUPERVISOR_END_S = 10.0  # a supervisor that lost its agent ends its tree in well under a second
+_SILENT_SHARE = 3  # of a lease: a supervisor says that it is alive every second; one that was stopped does not
+_SILENT_LEAST_S = 5.0
 
 
 def agent_name(job: str, attempt: int, node_rank: int) -> str:
@@ -46,8 +52,9 @@ class Agent:
         self._ended: dict[str, Any] | None = None
         self._stop: tuple[str, float] | None = None
         self._started: dict[str, Any] = {}
-        self._thread = threading.Thread(target=self._work, name="agent", daemon=True)
-        self._thread.start()
+        self._lease_until: float | None = None  # by boottime; None before the first renewal
+        for work in (self._work, self._keep_lease):
+            threading.Thread(target=work, name=work.__name__, daemon=True).start()
 
     # -- called from outside
 
@@ -57,6 +64,7 @@ class Agent:
             return {
                 "node_rank": self._rank,
                 "host": socket.gethostname(),
+                "pid": os.getpid(),
                 "directory": str(self._directory),
                 "phase": self._phase,
                 "started": self._started,
@@ -78,6 +86,7 @@ class Agent:
 
     def _work(self) -> None:
         try:
+            self._sweep_earlier()
             self._prepare()
             self._find_master()
             link = self._start_supervisor()
@@ -88,6 +97,19 @@ class Agent:
         except Exception as error:  # the thread must not die silently: whatever it was ends the attempt, by name
             self._end({"fault": {"rank": None, "code": None}, "message": f"agent: {type(error).__name__}: {error}"})
         self._tell_peers()
+
+    def _may_go_on(self) -> bool:
+        """Nobody has asked for the end, and the lease (if there is one yet) has not run out."""
+        return self._stop is None and (self._lease_until is None or boottime() < self._lease_until)
+
+    def _sweep_earlier(self) -> None:
+        """What an attempt left here whose end nobody could certify (its host was cut off) goes first."""
+        left = [pid for token in self._plan.earlier_tokens for pid in sweep(token)]
+        if left:
+            raise PrepareFailed(
+                f"{socket.gethostname()} still has processes {left} of an earlier attempt, which SIGKILL does not end",
+                int(Exit.INFRASTRUCTURE),
+            )
 
     def _prepare(self) -> None:
         for name in ("logs", "reports", "cwd"):
@@ -107,7 +129,7 @@ class Agent:
             env = {**os.environ, ENV_TOKEN: self._plan.token}  # the sweep is to find it, should we die
             done = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/", env=env)
             while done.poll() is None:
-                if self._stop is not None:
+                if not self._may_go_on():
                     done.kill()
                     done.wait()
                     return
@@ -125,7 +147,7 @@ class Agent:
                 probe.bind((address, 0))
                 self._master = (address, int(probe.getsockname()[1]))
             return
-        while self._master is None and self._stop is None:
+        while self._master is None and self._may_go_on():
             try:
                 first = ray.get_actor(agent_name(self._plan.job, self._plan.attempt, 0), namespace=NAMESPACE)
                 answer = ray.get(first.master.remote(), timeout=10)
@@ -136,9 +158,12 @@ class Agent:
                 time.sleep(0.2)
 
     def _start_supervisor(self) -> socket.socket | None:
+        while self._lease_until is None and self._stop is None:
+            time.sleep(0.02)  # the first renewal: no process of an attempt without a lease
         with self._lock:
-            if self._stop is not None or self._master is None:
-                self._phase, self._ended = "ended", self._blank_record(self._stop[0] if self._stop else None)
+            if not self._may_go_on() or self._master is None or self._lease_until is None:
+                why = self._stop[0] if self._stop else "lease_over"
+                self._phase, self._ended = "ended", blank_record(self._rank, why)
                 write_ended(self._directory, self._ended)
                 return None
             start = {
@@ -146,6 +171,7 @@ class Agent:
                 "node_rank": self._rank,
                 "master_addr": self._master[0],
                 "master_port": self._master[1],
+                "lease_until": self._lease_until,
             }
             (self._directory / START_FILE).write_text(json.dumps(start, indent=1))
             ours, theirs = socket.socketpair()
@@ -161,43 +187,57 @@ class Agent:
             return ours
 
     def _listen(self, link: socket.socket) -> None:
-        """Hand on what the supervisor says until it says how it ended, or is gone."""
-        with link.makefile("rb") as lines:
-            for line in lines:
-                message = json.loads(line)
-                kind = message.pop("kind")
-                if kind == "fault":
-                    threading.Thread(target=self._tell_peers, name="tell-peers", daemon=True).start()
-                with self._lock:
-                    if kind == "started":
-                        self._started = message
-                    elif kind == "heartbeat":
-                        self._phase = "running"
-                        self._ranks[str(message["rank"])] = message
-                    elif kind == "ended":
-                        self._phase, self._ended = "ended", message["record"]
-                        return
-        self._end({"fault": {"rank": None, "code": None}, "message": "the supervisor was killed"})
+        """Hand on what the supervisor says until it says how it ended, is gone, or has been silent for too long."""
+        how, silent_s = "was killed", max(_SILENT_LEAST_S, self._plan.lease_s / _SILENT_SHARE)
+        for line in read_lines(link, silent_s=silent_s):
+            if line is None:
+                how = f"said nothing for {silent_s:.0f} s and was killed"
+                break
+            message = json.loads(line)
+            kind = message.pop("kind")
+            if kind == "fault":
+                threading.Thread(target=self._tell_peers, name="tell-peers", daemon=True).start()
+            with self._lock:
+                if kind == "started":
+                    self._started = message
+                elif kind == "heartbeat":
+                    self._phase = "running"
+                    self._ranks[str(message["rank"])] = message
+                elif kind == "ended":
+                    self._phase, self._ended = "ended", message["record"]
+                    return
+        self._end({"fault": {"rank": None, "code": None}, "message": f"the supervisor {how}"})
+
+    # -- the lease
+
+    def _keep_lease(self) -> None:
+        """Renew the node's lease until the end; say it to the supervisor, which ends its tree when it runs out."""
+        lease = Lease(HeadRegister(), (self._plan.job, self._plan.attempt, self._rank), self._plan.lease_s)
+        while self._ended is None and self._may_go_on_renewing():
+            try:
+                until = lease.renew()
+            except ClusterUnreachable:
+                time.sleep(lease.every_s / 4)  # not knowing: what was granted counts until it has run out
+                continue
+            if until is None:
+                self.stop("revoked", 0.0)
+                return
+            with self._lock:
+                self._lease_until = until
+                self._send({"do": "lease", "until": until})
+            time.sleep(lease.every_s)
+
+    def _may_go_on_renewing(self) -> bool:
+        """A lease that has run out stays so: the control plane may have given the node's work to another one."""
+        return self._lease_until is None or boottime() < self._lease_until
 
     # -- ends
 
-    def _blank_record(self, why: str | None) -> dict[str, Any]:
-        return {
-            "node_rank": self._rank,
-            "stop_why": why,
-            "fault": None,
-            "outcomes": [],
-            "msrun_exit": None,
-            "survivors": [],
-            "at": time.time(),
-        }
-
     def _end(self, said: dict[str, Any]) -> None:
         """End without (or after the death of) a supervisor: sweep, and leave the record it would have left."""
-        survivors = end_by_environment(ENV_TOKEN, self._plan.token)
-        record = {**self._blank_record(self._stop[0] if self._stop else None), **said, "survivors": survivors}
-        for path in sorted((self._directory / "reports").glob("outcome_*.json")):
-            record["outcomes"].append(json.loads(path.read_text()))
+        record = {**blank_record(self._rank, self._stop[0] if self._stop else None), **said}
+        record["survivors"] = sweep(self._plan.token)
+        record["outcomes"] = list(outcomes_on_disk(self._directory).values())
         if self._directory.is_dir():
             write_ended(self._directory, record)
         with self._lock:
@@ -205,18 +245,22 @@ class Agent:
 
     def _send_stop(self) -> None:
         """Pass a wanted stop on; the caller holds the lock."""
-        if self._link is None or self._stop is None or self._ended is not None:
+        if self._stop is not None:
+            why, grace_s = self._stop
+            self._send({"do": "stop", "why": why, "grace_s": grace_s})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        """Say something to the supervisor, if there is one; the caller holds the lock."""
+        if self._link is None or self._ended is not None:
             return
-        why, grace_s = self._stop
-        line = json.dumps({"do": "stop", "why": why, "grace_s": grace_s}) + "\n"
         try:
-            self._link.sendall(line.encode())
+            self._link.sendall(json.dumps(message).encode() + b"\n")
         except OSError:
             return  # the supervisor is gone: the listening thread sees the same and writes the record
 
     def _tell_peers(self) -> None:
         """A fault on this node ends the gang on the others, at once."""
-        if self._ended is not None and not _failed(self._ended):
+        if self._ended is not None and not failed(self._ended):
             return
         for peer in range(self._plan.nodes):
             if peer == self._rank:
@@ -234,34 +278,3 @@ class PrepareFailed(Exception):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
-
-
-def _failed(record: dict[str, Any]) -> bool:
-    codes = [outcome["code"] for outcome in record["outcomes"] if outcome["rank"] >= 0]
-    return record["fault"] is not None or not codes or any(code not in (Exit.DONE, Exit.DRAINED) for code in codes)
-
-
-def certify(plan_json: str, node_rank: int) -> dict[str, Any]:
-    """Teardown certificate of a node whose agent died: wait for its supervisor's end, sweep, read its record."""
-    plan = LaunchPlan.from_json(plan_json)
-    directory = Path(plan.directory(node_rank))
-    deadline = time.monotonic() + _SUPERVISOR_END_S
-    while find_by_environment(ENV_SUPERVISES, plan.token) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    # Its agent is dead for certain (the caller killed it first): what is left now owns nothing any more.
-    survivors = end_by_environment(ENV_SUPERVISES, plan.token) + end_by_environment(ENV_TOKEN, plan.token)
-    path = directory / ENDED_FILE
-    if path.exists():
-        record: dict[str, Any] = json.loads(path.read_text())
-        return {**record, "survivors": survivors}
-    return {
-        "node_rank": node_rank,
-        "stop_why": None,
-        "fault": {"rank": None, "code": None},
-        "message": "the agent died",
-        "unattended": True,  # nobody saw when
-        "outcomes": [],
-        "msrun_exit": None,
-        "survivors": survivors,
-        "at": time.time(),
-    }

@@ -8,10 +8,10 @@ last one stopped, and doing a thing twice does it once.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import ray
 from ray.exceptions import (
@@ -25,13 +25,13 @@ from ray.exceptions import (
 from ray.util import get_placement_group, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from cluster.agent import NAMESPACE, Agent, agent_name, certify
+from cluster.agent import NAMESPACE, Agent, agent_name
+from cluster.ending import certify
 from cluster.launch import LaunchPlan
+from cluster.register import HeadRegister, translated
 from jobs.errors import ClusterUnreachable
 
 _POLL_S = 2.0
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,27 +60,15 @@ class NodeView:
     detail: str = ""
 
 
-def _translated(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Ray's own failures are one thing to us: not knowing."""
-
-    @wraps(function)
-    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        try:
-            return function(*args, **kwargs)
-        except (RayError, ConnectionError, TimeoutError) as error:
-            raise ClusterUnreachable(f"Ray did not answer {function.__name__}: {error}") from error
-
-    return wrapper
-
-
 class Gangs:
     """The connection to one Ray cluster."""
 
     def __init__(self, address: str) -> None:
         self.address = address
+        self.register = HeadRegister()
         self._agents: dict[tuple[str, int, int], Any] = {}
 
-    @_translated
+    @translated
     def connect(self) -> None:
         """Connect, once in a process; ClusterUnreachable if the cluster does not answer."""
         ray.init(
@@ -91,7 +79,7 @@ class Gangs:
             configure_logging=False,
         )
 
-    @_translated
+    @translated
     def nodes(self) -> list[Node]:
         """Every node that Ray has known, dead ones included; a cluster without any node is one that did not answer."""
         found = [
@@ -109,7 +97,7 @@ class Gangs:
             raise ClusterUnreachable("Ray lists no node at all", hint="its head may just be starting")
         return found
 
-    @_translated
+    @translated
     def launch(self, plan: LaunchPlan, node_ids: tuple[str, ...]) -> None:
         """Ask Ray for the gang and its agents; returns before they are there. Idempotent."""
         group_name = f"gang/{plan.job}/{plan.attempt}"
@@ -149,7 +137,7 @@ class Gangs:
                 return None
         return self._agents[key]
 
-    @_translated
+    @translated
     def poll(self, attempts: Iterable[tuple[str, int, int]]) -> dict[tuple[str, int], list[NodeView]]:
         """What every node of every given (job, attempt, number of nodes) says, asked all at once."""
         views: dict[tuple[str, int], list[NodeView]] = {}
@@ -181,7 +169,7 @@ class Gangs:
         except RayError as error:  # about this one agent only; what it means is not known
             return NodeView(node_rank=node_rank, answer="unreachable", detail=" ".join(str(error).split()))
 
-    @_translated
+    @translated
     def stop(self, job: str, attempt: int, nodes: int, why: str, grace_s: float) -> None:
         """Ask every node's agent to drain and end its workers; returns before they have."""
         for node_rank in range(nodes):
@@ -189,14 +177,14 @@ class Gangs:
             if actor is not None:
                 actor.stop.remote(why, grace_s)
 
-    @_translated
+    @translated
     def kill_agent(self, job: str, attempt: int, node_rank: int) -> None:
         """Make sure that an agent is gone, whether it ever started or not. Idempotent."""
         actor = self._agent(job, attempt, node_rank)
         if actor is not None:
             ray.kill(actor, no_restart=True)
 
-    @_translated
+    @translated
     def certify(self, plan: LaunchPlan, node_rank: int, node_id: str, timeout_s: float = 60.0) -> dict[str, Any]:
         """The teardown certificate of a node whose agent died, made by a task on that very node."""
         task = ray.remote(certify).options(
@@ -205,7 +193,18 @@ class Gangs:
         record: dict[str, Any] = ray.get(task.remote(plan.to_json(), node_rank), timeout=timeout_s)
         return record
 
-    @_translated
+    def answers(self, node_id: str, timeout_s: float = 10.0) -> bool:
+        """Does a task on that very node come back?"""
+        task = ray.remote(socket.gethostname).options(
+            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False), max_retries=0
+        )
+        try:
+            ray.get(task.remote(), timeout=timeout_s)
+        except (RayError, ConnectionError, TimeoutError):
+            return False
+        return True
+
+    @translated
     def release(self, job: str, attempt: int, nodes: int) -> None:
         """Let agents and placement group go. Idempotent. Only after every node has certified its teardown."""
         for node_rank in range(nodes):

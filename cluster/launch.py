@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from cluster.lease import LEASE_S
+
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchPlan:
@@ -25,6 +27,8 @@ class LaunchPlan:
     work_root: str  # on each node; the attempt lives in <work_root>/<job>/attempt-<n>/node-<rank>
     grace_s: float = 60.0
     isolate: str = "auto"  # PID namespace: auto, never
+    lease_s: float = LEASE_S
+    earlier_tokens: tuple[str, ...] = ()  # of this job's attempts whose end not every node could certify
 
     @property
     def world_size(self) -> int:
@@ -39,6 +43,6 @@ class LaunchPlan:
     @classmethod
     def from_json(cls, text: str) -> LaunchPlan:
         values: dict[str, Any] = json.loads(text)
-        for name in ("program", "from_env", "prepare"):
+        for name in ("program", "from_env", "prepare", "earlier_tokens"):
             values[name] = tuple(values[name])
         return cls(**values)

@@ -1,8 +1,8 @@
 """The supervisor: one process per node and attempt, outside Ray's process tree, that owns msrun and its workers.
 
-It starts msrun, listens to the rank shims, ends the whole tree at the first fault, when told to, or when its agent's
-end of the link closes; sweeps /proc for the attempt's token; and leaves a record of how it all ended. Workers get
-SIGTERM directly: msrun would orphan them.
+It starts msrun, listens to the rank shims, ends the whole tree at the first fault, when told to, when its agent's end
+of the link closes, or when the node's lease runs out; sweeps /proc for the attempt's token; and leaves a record of how
+it all ended. Workers get SIGTERM directly: msrun would orphan them.
 
 Started by the agent as `python -m cluster.supervisor DIRECTORY FD`: reads DIRECTORY/start.json, talks JSON lines on
 the inherited socket FD, and forks itself off first, because Ray kills an actor's direct children.
@@ -24,18 +24,19 @@ from pathlib import Path
 from typing import Any
 
 from cluster.cpus import CpuClaim
+from cluster.ending import blank_record, outcomes_on_disk, write_ended
 from cluster.launch import LaunchPlan
+from cluster.lease import boottime
 from cluster.msrun import MsrunCommand, build_msrun
 from cluster.processes import die_with_parent, end_by_environment
 from jobs.contract import ENV_TOKEN, Exit, checked_heartbeat
 
 _TICK_S = 0.1
+_ALIVE_S = 1.0  # how often the agent hears from a supervisor that has nothing to say
 _SCHEDULER_GRACE_S = 15.0  # from the last worker's good end to that of msrun's scheduler process
 _SO_PASSCRED, _SCM_CREDENTIALS = 16, 2  # Linux; socket.SO_PASSCRED is there from Python 3.11 only
 _BACKLOG_BYTES = 1 << 20  # of unread lines to the agent, beyond which heartbeats are dropped
 
-ENV_SUPERVISES = "REX_SUPERVISES"  # in the supervisor's own environment: the token of the attempt it owns
-ENDED_FILE = "ended.json"
 START_FILE = "start.json"
 
 
@@ -91,8 +92,12 @@ class Link:
 class Supervisor:
     """One attempt on one node, from msrun's start to the record of its end."""
 
-    def __init__(self, plan: LaunchPlan, node_rank: int, master: tuple[str, int], link: Link) -> None:
+    def __init__(
+        self, plan: LaunchPlan, node_rank: int, master: tuple[str, int], link: Link, lease_until: float
+    ) -> None:
         self.plan, self.node_rank, self.master, self.link = plan, node_rank, master, link
+        self.lease_until = lease_until  # by boottime
+        self.said_alive = 0.0
         self.directory = Path(plan.directory(node_rank))
         self.cpus = CpuClaim(plan.workers_per_node * plan.cpus_per_worker)
         self.socket_name = f"rex-{plan.token}-{node_rank}"
@@ -155,7 +160,13 @@ class Supervisor:
             while not self._finished():
                 for key, _ in selector.select(_TICK_S):
                     key.data()
+                self._say_alive()
                 self.link.flush()
+
+    def _say_alive(self) -> None:
+        if boottime() - self.said_alive > _ALIVE_S:
+            self.said_alive = boottime()
+            self.link.send({"kind": "alive"})
 
     def _finished(self) -> bool:
         """Is it time to end the tree (or has it ended)?"""
@@ -164,8 +175,12 @@ class Supervisor:
             self.msrun_exit = self.msrun.poll()
         if self.link.closed:
             self.stop_why = self.stop_why or "agent_gone"
+        expired = boottime() > self.lease_until
+        if expired:
+            self.stop_why = self.stop_why or "lease_over"
         late = self.stop_deadline is not None and time.monotonic() > self.stop_deadline
-        return self.msrun_exit is not None or self.link.closed or self.fault is not None or late or self._all_good()
+        over = late or expired or self.link.closed
+        return over or self.msrun_exit is not None or self.fault is not None or self._all_good()
 
     def _all_good(self) -> bool:
         """All workers ended well, and so did msrun's scheduler process if other nodes may need it (or it had its time).
@@ -185,6 +200,8 @@ class Supervisor:
         for message in self.link.receive():
             if message["do"] == "stop":
                 self._stop(message["why"], float(message["grace_s"]))
+            elif message["do"] == "lease" and boottime() < self.lease_until:  # one that has run out stays so
+                self.lease_until = float(message["until"])
 
     def _stop(self, why: str, grace_s: float) -> None:
         """Ask the workers to drain; a second request may only shorten the grace."""
@@ -253,32 +270,18 @@ class Supervisor:
 
     def _collect_outcomes(self) -> None:
         """Outcomes are on disk before they are sent: what the socket lost is there."""
-        for path in (self.directory / "reports").glob("outcome_*.json"):
-            outcome = json.loads(path.read_text())
-            self.outcomes.setdefault(int(outcome["rank"]), outcome)
+        self.outcomes = outcomes_on_disk(self.directory) | self.outcomes
 
     def _record(self, survivors: list[int]) -> dict[str, Any]:
         record = {
-            "node_rank": self.node_rank,
-            "stop_why": self.stop_why,
+            **blank_record(self.node_rank, self.stop_why),
             "fault": self.fault,
             "outcomes": [self.outcomes[rank] for rank in sorted(self.outcomes)],
             "msrun_exit": self.msrun_exit,
             "survivors": survivors,
-            "at": time.time(),
         }
         write_ended(self.directory, record)
         return record
-
-
-def write_ended(directory: Path, record: dict[str, Any]) -> None:
-    """Leave the record of an attempt's end on this node, whole or not at all."""
-    temporary = directory / (ENDED_FILE + ".tmp")
-    with temporary.open("w") as file:
-        json.dump(record, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, directory / ENDED_FILE)
 
 
 def main() -> int:
@@ -294,7 +297,8 @@ def main() -> int:
     start = json.loads((directory / START_FILE).read_text())
     plan = LaunchPlan.from_json(start["plan"])
     link = Link(socket.socket(fileno=handle))
-    supervisor = Supervisor(plan, int(start["node_rank"]), (start["master_addr"], int(start["master_port"])), link)
+    master = (start["master_addr"], int(start["master_port"]))
+    supervisor = Supervisor(plan, int(start["node_rank"]), master, link, float(start["lease_until"]))
     link.send({"kind": "ended", "record": supervisor.run()})
     link.sock.setblocking(True)
     link.flush()

@@ -16,14 +16,16 @@ _BY_CODE = {
 }
 _GOOD = (int(Exit.DONE), int(Exit.DRAINED))
 START_TIMEOUT = "start_timeout"  # why the control plane stops an attempt whose workers never reported
-_OURS = ("peer_fault", "agent_gone")  # stops that are consequences, not causes
+_LEASE = ("lease_over", "revoked")
+_OURS = ("peer_fault", "agent_gone", *_LEASE)  # stops that are consequences, not causes
 
 
 def judge(records: Sequence[dict[str, Any]], *, world_size: int, stop_for: Cause | None) -> tuple[Cause, str]:
     """The cause of an attempt's end and one sentence about it.
 
     Args:
-        records: each node's record of the end (see `cluster.supervisor`); `{"lost": host}` for a node confirmed dead.
+        records: each node's record of the end (see `cluster.ending`); `{"lost": host, "why": proof}` for one that is
+            confirmed dead.
         world_size: how many ranks there should have been.
         stop_for: why the control plane asked for the end, if it did.
     """
@@ -39,9 +41,15 @@ def judge(records: Sequence[dict[str, Any]], *, world_size: int, stop_for: Cause
     bad = _first(_faults(records))
     if stop_for is not None:
         return stop_for, f"while draining: {_say(bad)}" if bad and stop_for is Cause.PREEMPTED else ""
-    lost = [record["lost"] for record in records if "lost" in record]
+    lost = [f"{record['lost']} ({record['why']})" for record in records if "lost" in record]
     if lost:
         return Cause.NODE_LOST, f"lost {', '.join(lost)}"
+    over = [str(record["node_rank"]) for record in records if record.get("stop_why") in _LEASE]
+    if over and bad is None:
+        return (
+            Cause.NODE_LOST,
+            f"node {', '.join(over)} did not reach the Ray head for its whole lease and ended itself",
+        )
     if bad is not None:
         if bad["rank"] < 0:
             return Cause.INFRASTRUCTURE, f"msrun's scheduler process ended first: {_say(bad)}"

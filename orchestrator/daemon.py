@@ -36,6 +36,7 @@ def serve(home: Home, stopped: threading.Event) -> int:
     from cluster.gang import Gangs
     from orchestrator.effects import Effects
     from orchestrator.loop import Loop
+    from orchestrator.provider import Provider
     from orchestrator.store import Store
     from orchestrator.tracking import Tracking
 
@@ -44,7 +45,7 @@ def serve(home: Home, stopped: threading.Event) -> int:
     where = (stack.ray_address, stack.mlflow_uri)
     gangs = Gangs(stack.ray_address)
     effects = Effects(store, gangs, Tracking(stack.mlflow_uri, store), home)
-    loop = Loop(store, gangs, effects)
+    loop = Loop(store, gangs, effects, provider=Provider(home.settings.host_gone_command))
     gangs.connect()
     _listen(stopped)  # again: Ray has put its own handler there, which prints stacks and ends the process in mid-round
     while not stopped.wait(_TICK_S):

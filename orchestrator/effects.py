@@ -17,6 +17,7 @@ from typing import Protocol
 from cluster.gang import Gangs
 from cluster.launch import LaunchPlan
 from jobs import contract
+from jobs.budgets import Cause
 from jobs.errors import RetryableError
 from jobs.spec import JobSpec
 from jobs.states import Effect
@@ -24,6 +25,7 @@ from orchestrator.settings import Home
 from orchestrator.store import AttemptRow, JobRow, PendingEffect, Store
 
 _LOG = logging.getLogger("rexctl.effects")
+_SWEPT_AGAIN = 8  # attempts that ended with a lost node, whose leftovers the next one looks for
 _RETRY_S = (0.5, 1, 2, 5, 10, 30)
 
 
@@ -46,7 +48,13 @@ def data_arguments(spec: JobSpec, work_root: str) -> tuple[str | None, tuple[str
 
 
 def build_launch(
-    row: JobRow, attempt: AttemptRow, home: Home, *, tracking_uri: str, mlflow_run: str | None
+    row: JobRow,
+    attempt: AttemptRow,
+    home: Home,
+    *,
+    tracking_uri: str,
+    mlflow_run: str | None,
+    earlier_tokens: tuple[str, ...] = (),
 ) -> LaunchPlan:
     """The launch plan of an attempt: everything the nodes need, and no secret."""
     spec = row.spec
@@ -83,6 +91,8 @@ def build_launch(
         work_root=home.work_root,
         grace_s=spec.limits.drain_grace_s,
         isolate=home.settings.isolate,
+        lease_s=home.settings.lease_s,
+        earlier_tokens=earlier_tokens,
     )
 
 
@@ -130,6 +140,7 @@ class Effects:
             self._stop(row, effect)
         elif effect.effect is Effect.RELEASE:
             self.gangs.release(row.id, effect.attempt, row.spec.gang.nodes)
+            self.gangs.register.forget(row.id, effect.attempt, row.spec.gang.nodes)
         elif effect.effect is Effect.CLOSE_TRACKING and row.state.final and row.job.attempt == effect.attempt:
             self.tracking.close(row)  # else it was resumed meanwhile: its next end closes it, and MLflow delays nothing
         self.store.effect_done(effect)
@@ -147,7 +158,15 @@ class Effects:
         except RetryableError as error:
             # Training never waits for tracking: committed points reach the run when MLflow is back (close).
             self.store.log(row, "tracking_unavailable", {"seen": str(error)})
-        plan = build_launch(row, attempt, self.home, tracking_uri=self.tracking.uri, mlflow_run=run)
+        lost = [a.token for a in self.store.attempts(row.id) if a.cause == Cause.NODE_LOST.value]
+        plan = build_launch(
+            row,
+            attempt,
+            self.home,
+            tracking_uri=self.tracking.uri,
+            mlflow_run=run,
+            earlier_tokens=tuple(lost[-_SWEPT_AGAIN:]),
+        )
         self.store.note_attempt(row.id, attempt.number, plan=asdict(plan))
         self.gangs.launch(plan, tuple(node["id"] for node in attempt.nodes))
 

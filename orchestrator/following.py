@@ -1,44 +1,43 @@
 """One active job: from what its nodes say to what the store knows, until every node has certified its end.
 
-Not knowing is never failure: only a record of the end, a sweep on the node itself, or a lease that ran out ends an
-attempt.
+Not knowing is never failure: what ends an attempt is said in orchestrator.teardown.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import socket
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from cluster.agent import certify
 from cluster.gang import Gangs, NodeView
-from cluster.launch import LaunchPlan
+from cluster.lease import Watch
 from cluster.verdict import START_TIMEOUT, judge
 from jobs.budgets import Cause
-from jobs.errors import ClusterUnreachable
 from jobs.manifest import parse_name
 from jobs.states import AttemptEnded, Effect, State, StopRequested, WorkersReported
 from orchestrator import observe
+from orchestrator.provider import Provider
 from orchestrator.store import AttemptRow, JobRow, Store
+from orchestrator.teardown import Teardown
 
-_LOG = logging.getLogger("rexctl.following")
-NODE_LEASE_S = 180.0  # a cut-off raylet was measured to live 167 s; its agents and their workers end with it
 _FORCE_AGAIN_S = 10.0
-_PLACING_S = 5.0  # an agent that was never heard of for so long may be called off
 _STOP_MARGIN_S = 15.0  # beyond the grace, before an agent that missed the first word is told again
 
 
 class Following:
     """Follows active jobs, one call a tick; what it keeps beside the store may be lost without harm."""
 
-    def __init__(self, store: Store, gangs: Gangs, *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        gangs: Gangs,
+        *,
+        provider: Provider,
+        clock: Callable[[], float],
+        steady: Callable[[], float],
+    ) -> None:
         self.store, self.gangs, self.clock = store, gangs, clock
+        self.teardown = Teardown(store, gangs, Watch(gangs.register, steady), provider, clock)
         self._stopping: dict[tuple[str, int], float] = {}  # when force was last used
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix="certify")
-        self._certifying: dict[tuple[str, int, int], Future[dict[str, Any]]] = {}
 
     def follow(self, row: JobRow, views: list[NodeView]) -> None:
         """Write down what is seen of one attempt, end it when it has ended, hold it to its limits."""
@@ -51,7 +50,7 @@ class Following:
         seen = self._record_progress(row, attempt, views)
         if seen.heard:
             row = self._report_running(row, attempt)
-        records = self._certificates(row, attempt, views)
+        records = self.teardown.certificates(row, attempt, views)
         if records is not None:
             self._end(row, attempt, records, seen)
             return
@@ -98,68 +97,6 @@ class Following:
             row, WorkersReported(attempt=attempt.number), now=self.clock(), action="workers_reported"
         )
 
-    def _certificates(self, row: JobRow, attempt: AttemptRow, views: list[NodeView]) -> list[dict[str, Any]] | None:
-        """Every node's record of its end, once every node has one that leaves nothing alive; None before."""
-        records = []
-        for view in views:
-            if view.report is not None and view.report["ended"] is not None:
-                record = view.report["ended"]
-            elif view.answer == "dead" or self._never_placed(row, attempt, view):
-                record = self._certificate_of_the_silent(row, attempt, view)
-            else:
-                record = None
-            if record is None:
-                return None
-            if record.get("survivors"):
-                self._once(row, "teardown_incomplete", {"node": view.node_rank, "alive": record["survivors"]})
-                record = self._certificate_of_the_silent(row, attempt, view)
-                if record is None or record.get("survivors"):
-                    return None
-            records.append(record)
-        return records
-
-    def _never_placed(self, row: JobRow, attempt: AttemptRow, view: NodeView) -> bool:
-        """Ray has not started the agent within the time to start, or it is to be stopped before it was."""
-        waited_s = self.clock() - attempt.granted_at
-        overdue = waited_s > row.spec.limits.start_timeout_s or row.job.stop_for is not None
-        return view.answer == "pending" and overdue and attempt.ready_at is None and waited_s > _PLACING_S
-
-    def _certificate_of_the_silent(self, row: JobRow, attempt: AttemptRow, view: NodeView) -> dict[str, Any] | None:
-        """The certificate of a node that cannot give its own: made on the node, or by the node's proven end."""
-        assert attempt.plan is not None
-        launch = LaunchPlan.from_json(json.dumps(attempt.plan))
-        node = attempt.nodes[view.node_rank]
-        known = {entry["id"]: entry for entry in self.store.nodes()}.get(node["id"])
-        # First make sure that the agent is gone: what it left is then nobody's, and it can start nothing any more.
-        self.gangs.kill_agent(row.id, attempt.number, view.node_rank)
-        if known is not None and known["alive"]:
-            return self._in_background(row, view, self.gangs.certify, launch, view.node_rank, node["id"])
-        if _is_here(node):
-            # Ray on this very machine was restarted, or is.
-            return self._in_background(row, view, certify, launch.to_json(), view.node_rank)
-        lost_since = known["lost_since"] if known else attempt.granted_at  # forgotten only an hour after its loss
-        if lost_since is not None and self.clock() - lost_since > NODE_LEASE_S:
-            return {"lost": node["host"], "node_rank": view.node_rank}
-        self._once(row, "node_lost", {"host": node["host"], "seen": "Ray calls it dead; waiting for its lease to end"})
-        return None
-
-    def _in_background(
-        self, row: JobRow, view: NodeView, make: Callable[..., dict[str, Any]], *arguments: Any
-    ) -> dict[str, Any] | None:
-        """The certificate once it is made; None while it is being made, or when nobody could (it is tried again)."""
-        key = (row.id, row.job.attempt, view.node_rank)
-        if key not in self._certifying:
-            self._certifying[key] = self._pool.submit(make, *arguments)
-        future = self._certifying[key]
-        if not future.done():
-            return None
-        del self._certifying[key]
-        try:
-            return future.result()
-        except ClusterUnreachable as error:
-            _LOG.warning("action=certify job=%s attempt=%d: %s", row.id, row.job.attempt, error)
-            return None
-
     def _once(self, row: JobRow, action: str, detail: dict[str, Any]) -> None:
         """Log an event unless this attempt has logged it already."""
         for entry in self.store.events(row.id):
@@ -181,6 +118,7 @@ class Following:
             detail={"cause": cause.value, "detail": detail, "to_step": max(seen.step, attempt.to_step)},
         )
         self._stopping.pop((row.id, attempt.number), None)
+        self.teardown.forget(row.id, attempt.number, row.spec.gang.nodes)
 
     def _ended_at(self, attempt: AttemptRow, records: list[dict[str, Any]]) -> float:
         """When the last node ended: by its record, or by its last heartbeat where nobody was there to write one.
@@ -194,8 +132,9 @@ class Following:
 
     def _end_together(self, row: JobRow, attempt: AttemptRow, views: list[NodeView]) -> None:
         """A node that is gone or has failed ends the gang everywhere (agents tell each other too, if they can)."""
+        lost = {attempt.nodes[v.node_rank]["id"] for v in views if v.report is None} & self.teardown.silent
         bad = [v for v in views if v.answer == "dead" or (v.report and _failed_end(v.report["ended"]))]
-        if bad:
+        if bad or lost:
             self._force_stop(row, attempt, "peer_fault")
 
     def _force_stop(self, row: JobRow, attempt: AttemptRow, why: str) -> None:
@@ -221,18 +160,6 @@ class Following:
                 detail = f"ran {spent_s:.0f} s in all, the limit is {limits.wall_time_s:g} s"
                 stop = StopRequested(cause=Cause.TIME_LIMIT, detail=detail)
                 self.store.apply(self.store.get(row.id), stop, now=now, action="time_limit", detail={"seen": detail})
-
-
-def _is_here(node: dict[str, str]) -> bool:
-    """Is that node this very machine: its name, and an address that is ours? (Names alone are not unique.)"""
-    if node["host"] != socket.gethostname():
-        return False
-    with socket.socket() as probe:
-        try:
-            probe.bind((node["address"], 0))
-        except OSError:
-            return False
-    return True
 
 
 def _failed_end(record: dict[str, Any] | None) -> bool:

@@ -18,6 +18,7 @@ from jobs.states import BackoffElapsed, Effect, GangGranted, State, StopRequeste
 from orchestrator.effects import Effects
 from orchestrator.following import Following
 from orchestrator.plan import Capacity, Demand, Grant, Holding, Preempt, Snapshot, Wait, Waiting, plan
+from orchestrator.provider import Provider
 from orchestrator.store import JobRow, Stale, Store
 from orchestrator.store.flags import PAUSED, READY
 
@@ -27,9 +28,19 @@ _LOG = logging.getLogger("rexctl.loop")
 class Loop:
     """One control plane's view of the world and what it does about it."""
 
-    def __init__(self, store: Store, gangs: Gangs, effects: Effects, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        store: Store,
+        gangs: Gangs,
+        effects: Effects,
+        *,
+        provider: Provider | None = None,
+        clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`clock` is for what people see, `steady` for what is measured: it does not jump."""
         self.store, self.gangs, self.effects, self.clock = store, gangs, effects, clock
-        self.following = Following(store, gangs, clock=clock)
+        self.following = Following(store, gangs, provider=provider or Provider(None), clock=clock, steady=steady)
 
     def tick(self) -> None:
         """One round. ClusterUnreachable and RetryableError mean that nothing was concluded."""
@@ -40,6 +51,7 @@ class Loop:
         views = self.look(active)
         for row in active:
             self._guarded(row, self.following.follow, views[row.id, row.job.attempt])
+        self.following.teardown.listen()
         for row in self.store.jobs(active=False):
             self._guarded(row, self._wake)
         self.commit(plan(self.snapshot()))
@@ -94,7 +106,7 @@ class Loop:
         nodes = tuple(
             Capacity(id=node["id"], cpus=node["cpus"], npus=node["npus"])
             for node in self.store.nodes()
-            if node["alive"]
+            if node["alive"] and node["id"] not in self.following.teardown.silent
         )
         waiting, holding = [], []
         for row in [*self.store.jobs(active=False), *self.store.jobs(active=True)]:

@@ -70,6 +70,7 @@ def picture(views: Sequence[NodeView], beats: dict[int, dict[str, Any]]) -> dict
                 "directory": report.get("directory"),
                 "phase": report.get("phase"),
                 "cpus": report.get("started", {}).get("cpus"),
+                "agent": report.get("pid"),
                 "supervisor": report.get("started", {}).get("pid"),
             }
         )

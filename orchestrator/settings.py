@@ -26,6 +26,12 @@ class Settings(BaseModel):
         default=None, ge=1, description="CPUs that the local Ray offers; default: all, at least 2"
     )
     work_root: str | None = Field(default=None, description="folder for attempts on every node")
+    lease_s: float = Field(
+        default=60.0, ge=5, description="a node that did not reach the Ray head for so long ends its part of every job"
+    )
+    host_gone_command: list[str] | None = Field(
+        default=None, min_length=1, description="exits 0 if {host} ({address}) is off for certain: the provider's word"
+    )
     isolate: str = Field(default="auto", pattern="^(auto|never)$", description="PID namespace for each attempt")
 
     @field_validator("mlflow_uri")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cluster.processes import is_alive
 from cluster.storage import open_store
 from cluster.storage.checkpoints import CheckpointStore
 from tests.support.rex import Rex, counting_spec
@@ -129,6 +130,22 @@ def test_killed_supervisor_takes_its_workers_along_and_the_job_resumes(rex: Rex,
     assert "supervisor was killed" in ended["attempts"][0]["detail"]
     assert rex.processes(job) == []
     assert final_state(rex, job) == expected(STEPS)
+
+
+@pytest.mark.parametrize("stopped", ["supervisor", "agent"])
+def test_stopped_supervisor_or_agent_ends_the_attempt_within_its_lease(rex: Rex, tmp_path: Path, stopped: str) -> None:
+    """SIGSTOP: alive, silent, and for nobody to be waited for. Nothing of the attempt runs when the next one starts."""
+    job = rex.submit(counting_spec(tmp_path / "c.yaml", "--steps", STEPS, "--step_s", 0.3, "--commit_every", 15))
+    status = rex.wait(job, training_past(16))
+    pid = status["nodes"][0][stopped]
+    os.kill(pid, signal.SIGSTOP)
+    rex.wait(job, lambda s: len(s["attempts"]) == 2)
+    assert not is_alive(pid), "whoever was stopped is gone, not just waited out"
+    assert rex("cancel", job).returncode == 0
+    ended = rex.finish(job)
+    assert ended["attempts"][0]["cause"] in ("infrastructure", "node_lost"), ended["attempts"]
+    assert ended["attempts"][1]["from_step"] >= 15
+    assert rex.processes(job) == []
 
 
 def test_exit_64_fails_at_once_with_the_programs_own_words(rex: Rex, tmp_path: Path) -> None:

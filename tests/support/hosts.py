@@ -57,15 +57,31 @@ class Hosts:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for host, holder in self._holders.items():
-            os.kill(self._inits[host], signal.SIGKILL)  # its first process: the kernel ends all the others
-            holder.wait()
+        for host in tuple(self._holders):
+            self.kill(host)  # its first process: the kernel ends all the others
         for process in self._started:
             process.wait()
-        for host in self._holders:
+        for host in range(1, self.count + 1):
             subprocess.run(["ip", "netns", "del", f"rexhost{host}"], check=False, capture_output=True)
         subprocess.run(["ip", "link", "del", _BRIDGE], check=False, capture_output=True)
         os.close(self._lock)
+
+    def cut(self, host: int) -> None:
+        """Pull the cable: silence, no reset."""
+        _ip("link", "set", f"rexv{host}", "nomaster")
+
+    def heal(self, host: int) -> None:
+        """Put the cable back."""
+        _ip("link", "set", f"rexv{host}", "master", _BRIDGE)
+
+    def kill(self, host: int) -> None:
+        """End every process of the host at once. Its peers see resets, unless the cable was cut before."""
+        os.kill(self._inits.pop(host), signal.SIGKILL)
+        self._holders.pop(host).wait()
+
+    def boot(self, host: int) -> None:
+        """Start a killed host again: empty process table, new incarnation, the same files."""
+        self._boot(host)
 
     def _plug(self, host: int) -> None:
         space = f"rexhost{host}"
@@ -79,8 +95,9 @@ class Hosts:
     def _boot(self, host: int) -> None:
         own = self.folder / f"host-{host}"
         for name in ("tmp", "home"):
-            (own / name).mkdir(parents=True)
+            (own / name).mkdir(parents=True, exist_ok=True)
         ready = own / "booted"
+        ready.unlink(missing_ok=True)
         script = (
             f"set -e; hostname rexhost{host}; mount -t tmpfs -o size=2g tmpfs /dev/shm; {self._keep(own / 'tmp')}"
             f"mount --rbind '{own / 'tmp'}' /tmp; touch '{ready}'; exec sleep infinity"

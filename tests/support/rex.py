@@ -29,10 +29,11 @@ SECRET = "s3cr3t-of-the-tests-0b7d"  # in every command's environment; may be no
 class Rex:
     """One state directory and the commands on it."""
 
-    def __init__(self, home: Path, *, slots: int | None = None) -> None:
-        if slots is not None:  # tests of what does not fit must not depend on the size of the machine
+    def __init__(self, home: Path, **settings: Any) -> None:
+        """`slots` among the settings: tests of what does not fit must not depend on the size of the machine."""
+        if settings:
             home.mkdir(exist_ok=True)
-            (home / "config.yaml").write_text(f"slots: {slots}\n")
+            (home / "config.yaml").write_text(yaml.safe_dump(settings))
         self.home = Home(home)
         self.stack = Stack(self.home)
 

@@ -11,15 +11,19 @@ import pytest
 
 from cluster.gang import Gangs, Node, NodeView
 from cluster.launch import LaunchPlan
+from cluster.lease import MARGIN_S, Lease
 from jobs.budgets import Cause
 from jobs.contract import Heartbeat
 from jobs.errors import ClusterUnreachable
 from jobs.spec import build_spec
 from jobs.states import Effect, State, StopRequested
 from orchestrator.effects import Effects
-from orchestrator.following import NODE_LEASE_S
 from orchestrator.loop import Loop
+from orchestrator.provider import Provider
 from orchestrator.store import JobRow, Store
+from tests.support.leases import Register
+
+LEASE_S = 30.0
 
 
 class Clock:
@@ -33,13 +37,15 @@ class ScriptedGangs:
     """Says what the test wrote down, and remembers what it was asked to do."""
 
     def __init__(self) -> None:
-        self.answers: dict[str, list[NodeView]] = {}
+        self.views: dict[str, list[NodeView]] = {}
+        self.answering = False
         self.seen_nodes = [Node(id="n1", host="h1", address="10.0.0.1", cpus=2.0, npus=0.0, alive=True)]
         self.unreachable = False
         self.stopped: list[tuple[str, str, float]] = []
         self.killed: list[str] = []
         self.certified: list[str] = []
         self.survivors: list[int] = []
+        self.register = Register()
         self.during_poll: Callable[[], None] = lambda: None
 
     def nodes(self) -> list[Node]:
@@ -48,12 +54,15 @@ class ScriptedGangs:
         return self.seen_nodes
 
     def poll(self, attempts: Iterable[tuple[str, int, int]]) -> dict[tuple[str, int], list[NodeView]]:
-        views = {(job, number): self.answers.get(job, []) for job, number, _ in attempts}
+        views = {(job, number): self.views.get(job, []) for job, number, _ in attempts}
         self.during_poll()
         return views
 
     def stop(self, job: str, attempt: int, nodes: int, why: str, grace_s: float) -> None:
         self.stopped.append((job, why, grace_s))
+
+    def answers(self, node_id: str) -> bool:
+        return self.answering
 
     def kill_agent(self, job: str, attempt: int, node_rank: int) -> None:
         self.killed.append(job)
@@ -64,6 +73,14 @@ class ScriptedGangs:
         fault = {"rank": None, "code": None}
         said = {"fault": fault, "message": "swept", "survivors": self.survivors}
         return {"node_rank": node_rank, "outcomes": [], **said}
+
+
+class ScriptedProvider:
+    def __init__(self, gone: set[str]) -> None:
+        self.gone = gone
+
+    def is_gone(self, host: str, address: str) -> bool:
+        return host in self.gone
 
 
 class NoEffects:
@@ -78,7 +95,8 @@ class World:
         self.clock, self.gangs = Clock(), ScriptedGangs()
         self.store = Store(f"sqlite:///{folder / 'store.db'}")
         self.store.migrate()
-        self.loop = Loop(self.store, cast(Gangs, self.gangs), cast(Effects, NoEffects()), clock=self.clock)
+        effects = cast(Effects, NoEffects())
+        self.loop = Loop(self.store, cast(Gangs, self.gangs), effects, clock=self.clock, steady=self.clock)
 
     def submit(self, job: str = "j", **changes: Any) -> JobRow:
         spec = build_spec({"name": "j", "program": {"module": "m"}, **changes})
@@ -105,6 +123,7 @@ class World:
             npus_per_node=0,
             program=("module", "m"),
             work_root="/none",
+            lease_s=LEASE_S,
         )
         self.store.note_attempt(job, attempt.number, plan=asdict(plan))
         self.done(job, Effect.LAUNCH)
@@ -153,7 +172,7 @@ def test_agent_that_is_missing_while_it_is_being_created_says_nothing(world: Wor
     """The poll saw no agent, the launch finished during the poll: the old view must not end the new attempt."""
     world.submit()
     world.loop.tick()
-    world.gangs.answers["j"] = [silent("dead")]
+    world.gangs.views["j"] = [silent("dead")]
     world.gangs.during_poll = world.finish_launch
     world.loop.tick()
     assert world.state() is State.LAUNCHING and world.gangs.certified == []
@@ -161,7 +180,7 @@ def test_agent_that_is_missing_while_it_is_being_created_says_nothing(world: Wor
 
 def test_cluster_that_does_not_answer_changes_no_state(world: World) -> None:
     world.launched()
-    world.gangs.answers["j"] = [report(step=5, phase="training")]
+    world.gangs.views["j"] = [report(step=5, phase="training")]
     world.loop.tick()
     world.gangs.unreachable = True
     for _ in range(5):
@@ -175,44 +194,99 @@ def test_cluster_that_does_not_answer_changes_no_state(world: World) -> None:
     assert world.store.get("j").unreachable_since is None
 
 
-def test_agent_that_stopped_answering_is_unreachable_for_ever_not_dead(world: World) -> None:
+@pytest.mark.parametrize("answer", ["pending", "unreachable"])
+def test_agent_that_does_not_answer_but_keeps_its_lease_is_unreachable_for_ever(world: World, answer: str) -> None:
     world.launched()
-    world.gangs.answers["j"] = [report(step=5, phase="training")]
+    world.gangs.views["j"] = [report(step=5, phase="training")]
     world.loop.tick()
-    for answer in ("pending", "unreachable"):
-        world.gangs.answers["j"] = [silent(answer)]
-        world.clock.now += 100_000
+    world.gangs.views["j"] = [silent(answer)]
+    lease = Lease(world.gangs.register, ("j", 1, 0), LEASE_S)
+    for _ in range(20):
+        world.clock.now += LEASE_S
+        lease.renew()
         world.loop.tick()
         row = world.store.get("j")
         assert row.state is State.RUNNING and row.unreachable_since is not None
-    assert world.gangs.killed == []
+    assert world.gangs.killed == [] and world.gangs.register.revoked == set()
+
+
+@pytest.mark.parametrize("answer", ["pending", "unreachable"])
+def test_agent_that_does_not_answer_is_lost_once_its_lease_is_over_and_not_before(world: World, answer: str) -> None:
+    world.launched()
+    world.gangs.views["j"] = [report(step=5, phase="training")]
+    world.loop.tick()
+    Lease(world.gangs.register, ("j", 1, 0), LEASE_S).renew()
+    world.gangs.views["j"] = [silent(answer)]
+    world.loop.tick()
+    world.clock.now += LEASE_S + MARGIN_S
+    world.loop.tick()
+    assert world.state() is State.RUNNING
+    world.clock.now += 1
+    world.loop.tick()
+    assert world.store.attempt("j", 1).cause == Cause.NODE_LOST.value
+    assert "lease" in world.store.attempt("j", 1).detail
+    world.clock.now += 60
+    world.loop.tick()
+    assert world.state() is State.QUEUED, "nothing is placed on a node that does not answer"
+    world.gangs.answering = True
+    world.tick_until(lambda: world.state() is State.LAUNCHING)
 
 
 def test_dead_agent_ends_the_attempt_only_with_a_certificate_of_its_node(world: World) -> None:
     world.launched()
-    world.gangs.answers["j"] = [silent("dead")]
+    world.gangs.views["j"] = [silent("dead")]
     world.tick_until(lambda: world.state() is State.BACKOFF)
     assert world.gangs.certified == ["j"]
 
 
-def test_lost_node_holds_the_next_attempt_back_until_its_lease_is_over(world: World) -> None:
+def gone_from_ray(world: World) -> None:
+    """A job whose node Ray no longer lists; another one is there."""
     world.launched()
-    world.gangs.answers["j"] = [silent("dead")]
+    world.gangs.views["j"] = [silent("dead")]
     world.gangs.seen_nodes = [Node(id="n2", host="h2", address="10.0.0.2", cpus=2.0, npus=0.0, alive=True)]
     world.loop.tick()
-    world.clock.now += NODE_LEASE_S - 1
+
+
+def test_lost_node_holds_the_next_attempt_back_until_its_lease_is_over(world: World) -> None:
+    gone_from_ray(world)
+    world.clock.now += LEASE_S + MARGIN_S
     world.loop.tick()
     assert world.state() is State.LAUNCHING and world.gangs.certified == []
-    world.clock.now += 2
+    world.clock.now += 1
     world.loop.tick()
     assert world.state() is State.BACKOFF
     assert world.store.attempt("j", 1).cause == Cause.NODE_LOST.value
 
 
+def test_node_that_ray_calls_dead_but_that_lives_is_revoked_and_waited_for(world: World) -> None:
+    """Its raylet was stopped, say: the agent goes on renewing until it reads the revocation."""
+    gone_from_ray(world)
+    lease = Lease(world.gangs.register, ("j", 1, 0), LEASE_S)
+    assert lease.renew() is None, "revoked as soon as Ray had said so"
+    world.clock.now += LEASE_S + MARGIN_S + 1
+    world.loop.tick()
+    assert world.state() is State.LAUNCHING, "the lease has moved since: the count begins again"
+
+
+def test_provider_that_says_gone_ends_the_wait_at_once(world: World) -> None:
+    world.loop.following.teardown.provider = cast(Provider, ScriptedProvider({"h1"}))
+    gone_from_ray(world)
+    assert world.state() is State.BACKOFF
+    assert "provider" in world.store.attempt("j", 1).detail
+
+
+def test_provider_is_not_believed_against_a_node_that_ray_reaches(world: World) -> None:
+    world.loop.following.teardown.provider = cast(Provider, ScriptedProvider({"h1"}))
+    world.launched()
+    world.gangs.views["j"] = [silent("unreachable")]
+    world.loop.tick()
+    assert world.state() is State.LAUNCHING
+
+
 def test_process_that_survives_its_attempt_holds_the_next_one_back(world: World) -> None:
     world.launched()
     world.gangs.survivors = [4711]
-    world.gangs.answers["j"] = [report(ended=ended(1, survivors=[4711]))]
+    world.gangs.views["j"] = [report(ended=ended(1, survivors=[4711]))]
     world.tick_until(lambda: len(world.gangs.certified) > 2)
     assert world.state() is State.LAUNCHING
     assert [e["action"] for e in world.store.events("j")].count("teardown_incomplete") == 1
@@ -222,7 +296,7 @@ def test_process_that_survives_its_attempt_holds_the_next_one_back(world: World)
 
 def test_grace_counts_from_when_the_workers_were_told(world: World) -> None:
     world.launched()
-    world.gangs.answers["j"] = [report(step=5, phase="training")]
+    world.gangs.views["j"] = [report(step=5, phase="training")]
     world.store.request("j", StopRequested(cause=Cause.CANCELLED), action="cancel_requested")
     world.clock.now += 3600
     world.loop.tick()
@@ -240,11 +314,11 @@ def test_job_cancelled_before_its_launch_ends_without_one(world: World) -> None:
 
 def test_workers_that_never_report_are_stopped_and_count_as_infrastructure(world: World) -> None:
     world.launched(limits={"start_timeout_s": 60})
-    world.gangs.answers["j"] = [report()]
+    world.gangs.views["j"] = [report()]
     world.clock.now += 61
     world.loop.tick()
     assert world.gangs.stopped == [("j", "start_timeout", 0.0)]
-    world.gangs.answers["j"] = [report(ended=ended(75, stop_why="start_timeout"))]
+    world.gangs.views["j"] = [report(ended=ended(75, stop_why="start_timeout"))]
     world.loop.tick()
     assert world.store.attempt("j", 1).cause == Cause.INFRASTRUCTURE.value
 
@@ -253,17 +327,17 @@ def test_running_time_before_a_resume_does_not_count_against_the_limit(world: Wo
     from jobs.states import ResumeRequested
 
     world.launched(limits={"wall_time_s": 100})
-    world.gangs.answers["j"] = [report(step=1, phase="training")]
+    world.gangs.views["j"] = [report(step=1, phase="training")]
     world.clock.now += 101
     world.loop.tick()
     assert world.store.get("j").job.stop_for is Cause.TIME_LIMIT
-    world.gangs.answers["j"] = [report(ended=ended(75, at=world.clock()))]
+    world.gangs.views["j"] = [report(ended=ended(75, at=world.clock()))]
     world.loop.tick()
     assert world.state() is State.FAILED
     world.store.request("j", ResumeRequested(), action="resume_requested")
     world.loop.tick()
     world.finish_launch()
-    world.gangs.answers["j"] = [report(step=2, phase="training")]
+    world.gangs.views["j"] = [report(step=2, phase="training")]
     world.clock.now += 50
     world.loop.tick()
     assert world.store.get("j").job.stop_for is None
@@ -274,7 +348,7 @@ def test_bad_job_does_not_keep_the_others_from_going_on(world: World, monkeypatc
     world.submit("bad")
     world.launched("good")
     world.finish_launch("bad")
-    world.gangs.answers = {"good": [report(step=3, phase="training")], "bad": [report(step=3, phase="training")]}
+    world.gangs.views = {"good": [report(step=3, phase="training")], "bad": [report(step=3, phase="training")]}
     follow = world.loop.following.follow
 
     def broken(row: JobRow, views: list[NodeView]) -> None:
@@ -291,9 +365,9 @@ def test_lost_checkpoint_of_a_dead_rank_zero_still_counts_as_progress(world: Wor
     world.launched()
     checkpoint = {"manifest": "manifests/000001-000000020.json", "step": 20, "sha256": "0"}
     resumed = {"manifest": None, "step": 0}
-    world.gangs.answers["j"] = [report(step=25, phase="training", checkpoint=checkpoint, resumed=resumed)]
+    world.gangs.views["j"] = [report(step=25, phase="training", checkpoint=checkpoint, resumed=resumed)]
     world.loop.tick()
-    world.gangs.answers["j"] = [report(ended=ended(1))]
+    world.gangs.views["j"] = [report(ended=ended(1))]
     world.loop.tick()
     row = world.store.get("j")
     assert row.checkpoint == checkpoint and row.job.stalled_in_row == 0

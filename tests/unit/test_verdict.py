@@ -80,8 +80,12 @@ def test_crash_while_draining_is_told_but_stays_a_preemption() -> None:
 
 
 def test_lost_node_is_named() -> None:
-    found, detail = judge([record(stop_why="peer_fault"), {"lost": "node7"}], world_size=2, stop_for=None)
-    assert (found, detail) == (Cause.NODE_LOST, "lost node7")
+    found, detail = judge(
+        [record(stop_why="peer_fault"), {"lost": "node7", "why": "its lease of 60 s ran out"}],
+        world_size=2,
+        stop_for=None,
+    )
+    assert (found, detail) == (Cause.NODE_LOST, "lost node7 (its lease of 60 s ran out)")
 
 
 def test_dead_scheduler_process_is_infrastructure() -> None:

@@ -1,0 +1,79 @@
+"""The record of an attempt's end on one node, which is its teardown certificate once it names no survivor."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from cluster.launch import LaunchPlan
+from cluster.processes import end_by_environment, find_by_environment
+from jobs.contract import ENV_TOKEN, Exit
+
+ENV_SUPERVISES = "REX_SUPERVISES"  # in the supervisor's own environment: the token of the attempt it owns
+ENDED_FILE = "ended.json"
+_SUPERVISOR_END_S = 10.0  # a supervisor that lost its agent ends its tree in well under a second
+
+
+def blank_record(node_rank: int, stop_why: str | None) -> dict[str, Any]:
+    """The record of a node on which nothing went wrong and nobody is left."""
+    return {
+        "node_rank": node_rank,
+        "stop_why": stop_why,
+        "fault": None,
+        "outcomes": [],
+        "msrun_exit": None,
+        "survivors": [],
+        "at": time.time(),
+    }
+
+
+def write_ended(directory: Path, record: dict[str, Any]) -> None:
+    """Leave the record of an attempt's end on this node, whole or not at all."""
+    temporary = directory / (ENDED_FILE + ".tmp")
+    with temporary.open("w") as file:
+        json.dump(record, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, directory / ENDED_FILE)
+
+
+def outcomes_on_disk(directory: Path) -> dict[int, dict[str, Any]]:
+    """Each rank's outcome, as its shim left it before it sent it."""
+    found = (json.loads(path.read_text()) for path in (directory / "reports").glob("outcome_*.json"))
+    return {int(outcome["rank"]): outcome for outcome in found}
+
+
+def failed(record: dict[str, Any]) -> bool:
+    """Did this node end in a way that ends the gang?"""
+    codes = [outcome["code"] for outcome in record["outcomes"] if outcome["rank"] >= 0]
+    return record["fault"] is not None or not codes or any(code not in (Exit.DONE, Exit.DRAINED) for code in codes)
+
+
+def sweep(token: str) -> list[int]:
+    """SIGKILL the supervisor of an attempt and all its processes on this host; who is still alive."""
+    return end_by_environment(ENV_SUPERVISES, token) + end_by_environment(ENV_TOKEN, token)
+
+
+def certify(plan_json: str, node_rank: int) -> dict[str, Any]:
+    """Teardown certificate of a node whose agent died: wait for its supervisor's end, sweep, read its record."""
+    plan = LaunchPlan.from_json(plan_json)
+    directory = Path(plan.directory(node_rank))
+    deadline = time.monotonic() + _SUPERVISOR_END_S
+    while find_by_environment(ENV_SUPERVISES, plan.token) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    # Its agent is dead for certain (the caller killed it first): what is left now owns nothing any more.
+    survivors = sweep(plan.token)
+    path = directory / ENDED_FILE
+    if path.exists():
+        record: dict[str, Any] = json.loads(path.read_text())
+        return {**record, "survivors": survivors}
+    return {
+        **blank_record(node_rank, None),
+        "fault": {"rank": None, "code": None},
+        "message": "the agent died",
+        "unattended": True,  # nobody saw when
+        "survivors": survivors,
+    }

@@ -1,0 +1,175 @@
+"""No overlap: the proof, node by node, that nothing of an attempt runs any more.
+
+A node proves its end by its own record (its agent's, or one made by a sweep on that very node), or is confirmed lost:
+its lease ran out, the provider says that the host is gone, or the host is back as another incarnation. Ray's word alone
+is no proof: a host that it calls dead may train on for minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from cluster.ending import certify
+from cluster.gang import Gangs, NodeView
+from cluster.launch import LaunchPlan
+from cluster.lease import Watch
+from jobs.errors import ClusterUnreachable
+from orchestrator.provider import Provider
+from orchestrator.store import AttemptRow, JobRow, Store
+
+_LOG = logging.getLogger("rexctl.teardown")
+_PLACING_S = 5.0  # an agent that was never heard of for so long may be called off
+
+Record = dict[str, Any]
+
+
+class Teardown:
+    """Collects the certificates of ending attempts; what it keeps beside the store may be lost without harm."""
+
+    def __init__(self, store: Store, gangs: Gangs, watch: Watch, provider: Provider, clock: Callable[[], float]):
+        self.store, self.gangs, self.watch, self.provider, self.clock = store, gangs, watch, provider, clock
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="certify")
+        self._certifying: dict[tuple[str, int, int], Future[Record]] = {}
+        self.silent: set[str] = set()  # ids of nodes whose lease ran out: nothing is placed there until they answer
+        self._pings: dict[str, Future[bool]] = {}
+
+    def certificates(self, row: JobRow, attempt: AttemptRow, views: list[NodeView]) -> list[Record] | None:
+        """Every node's record of its end, once every node has one that leaves nothing alive; None before."""
+        records = [self._of_node(row, attempt, view) for view in views]  # all of them: their clocks run side by side
+        complete = [record for record in records if record is not None]
+        return complete if len(complete) == len(views) else None
+
+    def listen(self) -> None:
+        """Ask the silent nodes for a sign of life, in the background: one that answers may be used again."""
+        alive = {entry["id"] for entry in self.store.nodes() if entry["alive"]}
+        self.silent &= alive  # one that Ray lists no more comes back under another id
+        self._pings = {node: ping for node, ping in self._pings.items() if node in self.silent}
+        for node in tuple(self.silent):
+            ping = self._pings.get(node)
+            if ping is None or (ping.done() and not ping.result()):
+                self._pings[node] = self._pool.submit(self.gangs.answers, node)
+            elif ping.done():
+                self.silent.discard(node)
+
+    def forget(self, job: str, attempt: int, nodes: int) -> None:
+        """The attempt has ended."""
+        self.watch.forget(job, attempt, nodes)
+
+    def _of_node(self, row: JobRow, attempt: AttemptRow, view: NodeView) -> Record | None:
+        if view.report is None:
+            return self._of_the_silent(row, attempt, view)
+        self.watch.heard((row.id, attempt.number, view.node_rank))
+        self.silent.discard(attempt.nodes[view.node_rank]["id"])
+        record: Record | None = view.report["ended"]
+        if record is None or not record.get("survivors"):
+            return record
+        self._once(row, "teardown_incomplete", {"node": view.node_rank, "alive": record["survivors"]})
+        return self._swept(row, attempt, view)
+
+    def _of_the_silent(self, row: JobRow, attempt: AttemptRow, view: NodeView) -> Record | None:
+        """The record of a node whose agent does not answer, or will never."""
+        node = attempt.nodes[view.node_rank]
+        known = {entry["id"]: entry for entry in self.store.nodes()}
+        gone = self._confirmed_gone(node, known)
+        if gone is not None:
+            return self._lost(row, view, node, gone)
+        if view.answer == "dead" or self._never_placed(row, attempt, view):
+            record = self._swept(row, attempt, view)
+            if record is not None:
+                return record
+        key = (row.id, attempt.number, view.node_rank)
+        if view.answer == "pending" and attempt.ready_at is None and self.gangs.register.renewed(key) is None:
+            return None  # Ray is still placing it
+        assert attempt.plan is not None
+        lease_s = LaunchPlan.from_json(json.dumps(attempt.plan)).lease_s
+        if self.watch.is_over(key, lease_s):
+            return self._lost(row, view, node, f"its lease of {lease_s:g} s ran out")
+        if not self._alive(known.get(node["id"])):
+            seen = "Ray calls it dead; waiting for its lease to end, or for the provider's word"
+            self._once(row, "node_silent", {"host": node["host"], "seen": seen})
+        return None
+
+    def _confirmed_gone(self, node: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> str | None:
+        """Why nothing on this host can live any more, by another word than Ray's; None if nobody says so."""
+        born = node.get("incarnation")
+        for other in known.values():
+            reborn = other.get("incarnation")
+            same = (other["host"], other["address"]) == (node["host"], node["address"])
+            if same and other["alive"] and born and reborn and reborn != born:
+                return "it is back, booted anew"
+        if self._alive(known.get(node["id"])):
+            return None
+        return "the provider says that it is gone" if self.provider.is_gone(node["host"], node["address"]) else None
+
+    @staticmethod
+    def _alive(known: Mapping[str, Any] | None) -> bool:
+        return known is not None and bool(known["alive"])
+
+    def _never_placed(self, row: JobRow, attempt: AttemptRow, view: NodeView) -> bool:
+        """Ray has not started the agent within the time to start, or it is to be stopped before it was."""
+        waited_s = self.clock() - attempt.granted_at
+        overdue = waited_s > row.spec.limits.start_timeout_s or row.job.stop_for is not None
+        return view.answer == "pending" and overdue and attempt.ready_at is None and waited_s > _PLACING_S
+
+    def _swept(self, row: JobRow, attempt: AttemptRow, view: NodeView) -> Record | None:
+        """The record made by a sweep on the node itself, if anybody can get there; None until it leaves nothing."""
+        assert attempt.plan is not None
+        launch = LaunchPlan.from_json(json.dumps(attempt.plan))
+        node = attempt.nodes[view.node_rank]
+        known = {entry["id"]: entry for entry in self.store.nodes()}.get(node["id"])
+        # First make sure that the agent is gone, and can renew nothing: what it left is then nobody's.
+        self.gangs.kill_agent(row.id, attempt.number, view.node_rank)
+        self.watch.revoke(row.id, attempt.number)
+        if self._alive(known):
+            record = self._in_background(row, view, self.gangs.certify, launch, view.node_rank, node["id"])
+        elif _is_here(node):
+            record = self._in_background(row, view, certify, launch.to_json(), view.node_rank)  # Ray was restarted here
+        else:
+            return None
+        return None if record is None or record.get("survivors") else record
+
+    def _in_background(
+        self, row: JobRow, view: NodeView, make: Callable[..., Record], *arguments: Any
+    ) -> Record | None:
+        """The certificate once it is made; None while it is being made, or when nobody could (it is tried again)."""
+        key = (row.id, row.job.attempt, view.node_rank)
+        if key not in self._certifying:
+            self._certifying[key] = self._pool.submit(make, *arguments)
+        future = self._certifying[key]
+        if not future.done():
+            return None
+        del self._certifying[key]
+        try:
+            return future.result()
+        except ClusterUnreachable as error:
+            _LOG.warning("action=certify job=%s attempt=%d: %s", row.id, row.job.attempt, error)
+            return None
+
+    def _lost(self, row: JobRow, view: NodeView, node: Mapping[str, Any], why: str) -> Record:
+        self._once(row, "node_lost", {"host": node["host"], "seen": why})
+        self.silent.add(node["id"])
+        return {"lost": node["host"], "why": why, "node_rank": view.node_rank}
+
+    def _once(self, row: JobRow, action: str, detail: dict[str, Any]) -> None:
+        """Log an event unless this attempt has logged it already."""
+        for entry in self.store.events(row.id):
+            if (entry["action"], entry["attempt"], entry["detail"]) == (action, row.job.attempt, detail):
+                return
+        self.store.log(row, action, detail)
+
+
+def _is_here(node: Mapping[str, str]) -> bool:
+    """Is that node this very machine: its name, and an address that is ours? (Names alone are not unique.)"""
+    if node["host"] != socket.gethostname():
+        return False
+    with socket.socket() as probe:
+        try:
+            probe.bind((node["address"], 0))
+        except OSError:
+            return False
+    return True
