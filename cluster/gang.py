@@ -60,6 +60,10 @@ class NodeView:
     detail: str = ""
 
 
+def _host() -> str:
+    return socket.gethostname()
+
+
 class Gangs:
     """The connection to one Ray cluster."""
 
@@ -195,7 +199,7 @@ class Gangs:
 
     def answers(self, node_id: str, timeout_s: float = 10.0) -> bool:
         """Does a task on that very node come back?"""
-        task = ray.remote(socket.gethostname).options(
+        task = ray.remote(_host).options(
             num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False), max_retries=0
         )
         try:

@@ -139,7 +139,7 @@ def test_stopped_supervisor_or_agent_ends_the_attempt_within_its_lease(rex: Rex,
     status = rex.wait(job, training_past(16))
     pid = status["nodes"][0][stopped]
     os.kill(pid, signal.SIGSTOP)
-    rex.wait(job, lambda s: len(s["attempts"]) == 2)
+    rex.wait(job, lambda s: len(s["attempts"]) == 2 and s["attempts"][1]["from_step"] is not None)
     assert not is_alive(pid), "whoever was stopped is gone, not just waited out"
     assert rex("cancel", job).returncode == 0
     ended = rex.finish(job)

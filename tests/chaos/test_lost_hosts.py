@@ -1,0 +1,73 @@
+"""A host that is lost: seen by our own heartbeats, believed only with proof, survived by the job."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import hosts as hosts_support
+from tests.support.hosts import Hosts
+from tests.support.ray_hosts import Cluster
+
+LEASE_S = 12.0
+PROGRAM = ("--steps", 250, "--step_s", 0.1, "--commit_every", 20)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    lacking = hosts_support.missing()
+    if lacking is not None:
+        pytest.skip(f"not run: hosts in network namespaces: {lacking}")
+    with tempfile.TemporaryDirectory(prefix="rexhosts", dir="/var/tmp") as name, Hosts(Path(name), 3) as hosts:
+        gone = ["test", "-e", f"{name}/gone-{{host}}"]
+        cluster = Cluster(hosts, Path(name), lease_s=LEASE_S, host_gone_command=gone)
+        cluster.up()
+        yield cluster
+        cluster.rexctl("down", "--now")
+
+
+def training_away_from_the_head(cluster: Cluster) -> tuple[str, int, int]:
+    """A job past its first checkpoint; a host of it other than the head's, and its node rank."""
+    job = cluster.submit(*PROGRAM)
+    status = cluster.wait(job, lambda s: s["progress"]["step"] > 25 and s["checkpoint"] is not None)
+    hosts = status["attempts"][0]["hosts"]
+    rank = next(rank for rank, host in enumerate(hosts) if host != "rexhost1")
+    return job, int(hosts[rank].removeprefix("rexhost")), rank
+
+
+def went_on(cluster: Cluster, job: str, *, says: str) -> dict[str, Any]:
+    ended = cluster.finish(job)
+    first, second = ended["attempts"]
+    assert (ended["state"], first["cause"], second["cause"]) == ("succeeded", "node_lost", "done"), ended
+    assert says in first["detail"] and second["from_step"] >= 20
+    assert cluster.left_over() == []
+    return ended
+
+
+def test_cut_off_host_ends_itself_before_the_next_attempt_begins(cluster: Cluster) -> None:
+    """Silence: Ray would believe for a minute that the host is there, and its workers would count on for longer."""
+    job, host, rank = training_away_from_the_head(cluster)
+    cluster.hosts.cut(host)
+    went_on(cluster, job, says="its lease of 12 s ran out")
+    ended = cluster.record(job, 1, rank, "ended.json")
+    assert ended["stop_why"] == "lease_over" and ended["survivors"] == []
+    began = min(cluster.record(job, 2, node, "start.json")["at"] for node in (0, 1))
+    assert ended["at"] < began, "the two attempts overlapped"
+    cluster.hosts.heal(host)
+    cluster.wait_for_nodes(3)
+
+
+def test_host_that_the_provider_calls_gone_is_not_waited_for(cluster: Cluster) -> None:
+    job, host, _ = training_away_from_the_head(cluster)
+    gone = cluster.folder / f"gone-rexhost{host}"
+    cluster.hosts.kill(host)
+    gone.touch()
+    went_on(cluster, job, says="the provider says that it is gone")
+    gone.unlink()
+    cluster.hosts.boot(host)
+    cluster.join(host)
+    cluster.wait_for_nodes(3)
