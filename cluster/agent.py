@@ -24,13 +24,13 @@ from cluster.launch import LaunchPlan
 from cluster.lease import Lease, boottime
 from cluster.lines import read_lines
 from cluster.register import HeadRegister
-from cluster.supervisor import START_FILE
+from cluster.supervisor import PEER_HANGS, START_FILE
 from jobs.contract import ENV_TOKEN, Exit
 from jobs.errors import ClusterUnreachable
 
 NAMESPACE = "rexctl"
 _SILENT_SHARE = 3  # of a lease: a supervisor says that it is alive every second; one that was stopped does not
-_SILENT_LEAST_S = 5.0
+_SILENT_LEAST_S = 10.0  # it may be writing stacks, for up to 8 s
 
 
 def agent_name(job: str, attempt: int, node_rank: int) -> str:
@@ -197,7 +197,8 @@ class Agent:
             message = json.loads(line)
             kind = message.pop("kind")
             if kind == "fault":
-                threading.Thread(target=self._tell_peers, name="tell-peers", daemon=True).start()
+                why = PEER_HANGS if "hang" in message else "peer_fault"
+                threading.Thread(target=self._tell_peers, args=(why,), name="tell-peers", daemon=True).start()
             with self._lock:
                 if kind == "started":
                     self._started = message
@@ -259,7 +260,7 @@ class Agent:
         except OSError:
             return  # the supervisor is gone: the listening thread sees the same and writes the record
 
-    def _tell_peers(self) -> None:
+    def _tell_peers(self, why: str = "peer_fault") -> None:
         """A fault on this node ends the gang on the others, at once."""
         if self._ended is not None and not failed(self._ended):
             return
@@ -268,7 +269,7 @@ class Agent:
                 continue
             try:
                 actor = ray.get_actor(agent_name(self._plan.job, self._plan.attempt, peer), namespace=NAMESPACE)
-                actor.stop.remote("peer_fault", 0.0)
+                actor.stop.remote(why, 0.0)
             except (ValueError, ray.exceptions.RayError):
                 continue  # gone, and its supervisor with it; or unreachable: then the control plane tells it
 

@@ -20,24 +20,30 @@ import struct
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from cluster import stacks
 from cluster.cpus import CpuClaim
 from cluster.ending import blank_record, outcomes_on_disk, write_ended
+from cluster.hang import HangWatch
 from cluster.launch import LaunchPlan
 from cluster.lease import boottime
 from cluster.msrun import MsrunCommand, build_msrun
 from cluster.processes import die_with_parent, end_by_environment
+from cluster.work import WorkMeter, work_seconds
 from jobs.contract import ENV_TOKEN, Exit, checked_heartbeat
 
 _TICK_S = 0.1
+_METER_S = 1.0  # how often a rank's work is looked at
 _ALIVE_S = 1.0  # how often the agent hears from a supervisor that has nothing to say
 _SCHEDULER_GRACE_S = 15.0  # from the last worker's good end to that of msrun's scheduler process
 _SO_PASSCRED, _SCM_CREDENTIALS = 16, 2  # Linux; socket.SO_PASSCRED is there from Python 3.11 only
 _BACKLOG_BYTES = 1 << 20  # of unread lines to the agent, beyond which heartbeats are dropped
 
 START_FILE = "start.json"
+PEER_HANGS = "peer_hangs"  # why the agent of another node asks for the end: the stacks are wanted first
 
 
 def namespace_prefix(mode: str) -> tuple[str, ...]:
@@ -98,6 +104,9 @@ class Supervisor:
         self.plan, self.node_rank, self.master, self.link = plan, node_rank, master, link
         self.lease_until = lease_until  # by boottime
         self.said_alive = 0.0
+        self.hangs = HangWatch(plan.hang_s)
+        self.meters: dict[int, WorkMeter] = defaultdict(WorkMeter)
+        self.metered: dict[int, float] = {}
         self.directory = Path(plan.directory(node_rank))
         self.cpus = CpuClaim(plan.workers_per_node * plan.cpus_per_worker)
         self.socket_name = f"rex-{plan.token}-{node_rank}"
@@ -160,8 +169,22 @@ class Supervisor:
             while not self._finished():
                 for key, _ in selector.select(_TICK_S):
                     key.data()
+                self._look_for_hangs()
                 self._say_alive()
                 self.link.flush()
+
+    def _look_for_hangs(self) -> None:
+        hanging = self.hangs.hanging(boottime()) if self.fault is None and self.stop_why is None else []
+        if hanging:
+            worst = hanging[0]
+            self.fault = {"rank": worst.rank, "code": None, "signal": None, "hang": str(worst), "at": time.time()}
+            self.link.send({"kind": "fault", **self.fault})
+            self._dump_stacks()
+
+    def _dump_stacks(self) -> None:
+        """What all ranks of this node are doing, before they are killed; some seconds, in which the link is silent."""
+        written = stacks.dump(self.shims, self.directory / "reports", self.directory / "stacks")
+        print(f"wrote {len(written)} stack dumps to {self.directory / 'stacks'}", flush=True)
 
     def _say_alive(self) -> None:
         if boottime() - self.said_alive > _ALIVE_S:
@@ -206,6 +229,8 @@ class Supervisor:
     def _stop(self, why: str, grace_s: float) -> None:
         """Ask the workers to drain; a second request may only shorten the grace."""
         deadline = time.monotonic() + (grace_s if self.shims else 0.0)  # no worker yet: nothing to drain
+        if why == PEER_HANGS and self.stop_why is None:
+            self._dump_stacks()
         self.stop_why = self.stop_why or why
         self.stop_deadline = min(deadline, self.stop_deadline or deadline)
         for rank in self.shims:
@@ -245,14 +270,26 @@ class Supervisor:
             if self.stop_why is not None:
                 self._terminate(rank)
         elif kind == "heartbeat":
-            self.link.send({**checked_heartbeat(message), "kind": kind, "pid": pid})
+            beat = checked_heartbeat(message)
+            self.hangs.heard(beat, boottime())
+            self.link.send({**beat, "kind": kind, "pid": pid, "work_s": self._work_s(rank, beat["step"], pid)})
         elif kind == "outcome":
             self._note_outcome(rank, message)
+
+    def _work_s(self, rank: int, step: int, pid: int | None) -> float | None:
+        """Seconds of work for a step, looked at once a second."""
+        if pid is not None and boottime() - self.metered.get(rank, 0.0) > _METER_S:
+            self.metered[rank] = boottime()
+            work_s = work_seconds(pid)
+            if work_s is not None:
+                self.meters[rank].add(step, work_s)
+        return self.meters[rank].per_step()
 
     def _note_outcome(self, rank: int, outcome: dict[str, Any]) -> None:
         if rank in self.outcomes:
             return
         self.outcomes[rank] = outcome
+        self.hangs.ended(rank)
         good = outcome["code"] in (Exit.DONE, Exit.DRAINED)
         if not good and self.fault is None:
             self.fault = {"rank": rank, "code": outcome["code"], "signal": outcome["signal"]}

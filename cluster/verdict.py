@@ -17,7 +17,7 @@ _BY_CODE = {
 _GOOD = (int(Exit.DONE), int(Exit.DRAINED))
 START_TIMEOUT = "start_timeout"  # why the control plane stops an attempt whose workers never reported
 _LEASE = ("lease_over", "revoked")
-_OURS = ("peer_fault", "agent_gone", *_LEASE)  # stops that are consequences, not causes
+_OURS = ("peer_fault", "peer_hangs", "agent_gone", *_LEASE)  # stops that are consequences, not causes
 
 
 def judge(records: Sequence[dict[str, Any]], *, world_size: int, stop_for: Cause | None) -> tuple[Cause, str]:
@@ -38,6 +38,9 @@ def judge(records: Sequence[dict[str, Any]], *, world_size: int, stop_for: Cause
     late = [str(record["node_rank"]) for record in records if record.get("stop_why") == START_TIMEOUT]
     if late:
         return Cause.INFRASTRUCTURE, f"no worker reported within limits.start_timeout_s (nodes {', '.join(late)})"
+    hung = _first([r["fault"] for r in records if (r.get("fault") or {}).get("hang")])
+    if hung is not None and stop_for is None:
+        return Cause.HANG, str(hung["hang"])
     bad = _first(_faults(records))
     if stop_for is not None:
         return stop_for, f"while draining: {_say(bad)}" if bad and stop_for is Cause.PREEMPTED else ""

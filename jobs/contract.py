@@ -3,6 +3,7 @@
 A program that keeps it can be run by us, whatever it trains:
 
 * it reads its place in the world from the environment names below (all optional: without them it runs bare);
+* it may call `dump_stacks_on_request` at its start: should it hang, its stacks can then be had anywhere;
 * on SIGTERM it finishes its step, commits a checkpoint, passes a barrier with its peers and exits 75;
 * it exits with one of `Exit`; any other code is a crash;
 * now and then it sends a `Heartbeat` (a datagram; losing one costs nothing) and at its end leaves a `Report`.
@@ -12,9 +13,11 @@ Standard library only: the rank shim imports this in every worker.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import math
 import os
+import signal
 import socket
 from dataclasses import asdict, dataclass, field, fields
 from enum import Enum, IntEnum
@@ -37,6 +40,9 @@ ENV_LOCAL_RANKS = "REX_LOCAL_RANKS"  # ranks on this node, the same on every nod
 ENV_COMPILE_CACHE = "REX_COMPILE_CACHE"  # folder for compiled graphs that outlives the attempt
 ENV_DRAIN_GRACE = "REX_DRAIN_GRACE_S"  # seconds from SIGTERM to SIGKILL
 ENV_DATA_DIR = "REX_DATA_DIR"  # folder of the data set; an explicit argument of the program wins
+
+
+STACKS_SIGNAL = signal.SIGUSR1  # asks a program that has offered it to write its threads' stacks
 
 
 class Exit(IntEnum):
@@ -196,3 +202,15 @@ def write_report(directory: str | Path, report: Report, rank: int) -> None:
     temporary = target.with_suffix(".tmp")
     temporary.write_text(report.to_json())
     os.replace(temporary, target)
+
+
+def stacks_path(directory: str | Path, rank: int) -> Path:
+    """Where a rank writes its stacks. The file is there once the rank has offered to."""
+    return Path(directory) / f"stacks_{rank}.txt"
+
+
+def dump_stacks_on_request(rank: int) -> None:
+    """Offer to write all threads' stacks on `STACKS_SIGNAL`, from C, whatever Python does; nothing in a bare run."""
+    directory = os.environ.get(ENV_REPORT_DIR)
+    if directory:
+        faulthandler.register(STACKS_SIGNAL, file=stacks_path(directory, rank).open("a"), all_threads=True)

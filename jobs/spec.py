@@ -78,6 +78,11 @@ class InitFrom(_Section):
 class Limits(_Section):
     wall_time_s: float | None = Field(default=None, gt=0, description="total running time over all attempts")
     drain_grace_s: float = Field(default=60.0, gt=0, description="from SIGTERM to SIGKILL")
+    hang_s: float | None = Field(
+        default=None,
+        ge=1,
+        description="seconds without progress after which a rank hangs; null: ten times its longest step, at least 60",
+    )
     start_timeout_s: float = Field(default=600.0, gt=0, description="from launch to the workers' first heartbeat")
 
 

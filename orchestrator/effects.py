@@ -92,6 +92,7 @@ def build_launch(
         grace_s=spec.limits.drain_grace_s,
         isolate=home.settings.isolate,
         lease_s=home.settings.lease_s,
+        hang_s=spec.limits.hang_s,
         earlier_tokens=earlier_tokens,
     )
 

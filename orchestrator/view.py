@@ -8,6 +8,7 @@ from typing import Any
 from jobs.states import State
 from orchestrator.ledger import ledger
 from orchestrator.store import AttemptRow, Store
+from orchestrator.straggler import straggler
 
 LOOP_SILENT_S = 30.0  # a loop that finished no round for so long is taken for dead or stuck
 
@@ -76,9 +77,18 @@ def job_view(store: Store, job_id: str, *, mlflow_uri: str) -> dict[str, Any]:
         "commit_protocol": row.commit_protocol,
         "mlflow": {"tracking_uri": mlflow_uri, "run_id": row.mlflow_run},
         "seconds": ledger(row, attempts, now=now, idle_s=_idle_seconds(store, row.id, end)),
+        "straggler": straggler(ranks, [node["host"] for node in newest.nodes], row.spec.gang.workers_per_node)
+        if newest
+        else None,
         "nodes": newest.view.get("nodes", []) if newest else [],
         "ranks": [
-            {"rank": beat["rank"], "pid": beat.get("pid"), "phase": beat["phase"], "step": beat["step"]}
+            {
+                "rank": beat["rank"],
+                "pid": beat.get("pid"),
+                "phase": beat["phase"],
+                "step": beat["step"],
+                "work_s": beat.get("work_s"),
+            }
             for beat in ranks
         ],
     }

@@ -218,7 +218,7 @@ class Session:
         with Averaged(self.network, self.train):
             if self.share_statistics is not None:
                 self.share_statistics()
-            metrics = self.evaluator.run(lambda: self.ranks.sum(int(bool(self.stop))) > 0)
+            metrics = self.evaluator.run(self._stops_validation)
         self.graphs.publish()
         self.metrics = metrics or {}
         if metrics is None:
@@ -230,6 +230,11 @@ class Session:
             shown = " ".join(f"{key}={value:.4f}" for key, value in self.metrics.items())
             log.info("action=validated step=%d epoch=%d %s", self.step, self.order.epoch(self.step), shown)
         return True
+
+    def _stops_validation(self) -> bool:
+        """Asked every few batches: has any rank been told to stop? And a sign of life, since no step is made."""
+        self.pulse.update()
+        return self.ranks.sum(int(bool(self.stop))) > 0
 
     def keep_weights(self) -> None:
         """At an epoch's end: the recipe's weights' files, with what its validation gave if there was one."""

@@ -27,7 +27,7 @@ import logging
 import os
 import traceback
 
-from jobs.contract import ENV_LOCAL_RANKS, ENV_REPORT_DIR, Exit, Phase
+from jobs.contract import ENV_LOCAL_RANKS, ENV_REPORT_DIR, Exit, Phase, dump_stacks_on_request
 from jobs.errors import AlreadyExistsError, FencedError, IntegrityError, RexError, StoreUnavailable, UserError
 from rexnet.graphs import GraphCache
 from rexnet.program import read_command_line
@@ -90,6 +90,8 @@ def main(arguments: list[str]) -> int:
         stop.seen_at = _TERM_AT[0]
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.INFO, stream=sys.stderr)
     pulse = Pulse(int(os.environ.get("RANK_ID", "0")) if os.environ.get("MS_ROLE") != "MS_SCHED" else -1)
+    if pulse.now.rank >= 0:
+        dump_stacks_on_request(pulse.now.rank)
     graphs: GraphCache | None = None
     reason = ""
     try:

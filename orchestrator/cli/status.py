@@ -33,5 +33,11 @@ def command(job: JobArgument, home: HomeOption = None, json: JsonOption = False)
         )
     for rank in view["ranks"]:
         pid = f"pid {rank['pid']}" if rank["pid"] else "ended"
-        print(f"rank {rank['rank']:<8} {pid}, {rank['phase']}, step {rank['step']}")
+        work = f", {rank['work_s'] * 1000:.0f} ms of work a step" if rank["work_s"] else ""
+        print(f"rank {rank['rank']:<8} {pid}, {rank['phase']}, step {rank['step']}{work}")
+    if slow := view["straggler"]:
+        print(
+            f"slow         rank {slow['rank']} on {slow['host']} works {slow['work_s'] * 1000:.0f} ms for a step, "
+            f"the others {slow['others_s'] * 1000:.0f} ms: they wait for it"
+        )
     return warn_if_stopped(stack, store, job_id=view["job_id"])

@@ -57,8 +57,7 @@ def test_cut_off_host_ends_itself_before_the_next_attempt_begins(cluster: Cluste
     assert ended["stop_why"] == "lease_over" and ended["survivors"] == []
     began = min(cluster.record(job, 2, node, "start.json")["at"] for node in (0, 1))
     assert ended["at"] < began, "the two attempts overlapped"
-    cluster.hosts.heal(host)
-    cluster.wait_for_nodes(3)
+    cluster.renew(host)
 
 
 def test_host_that_the_provider_calls_gone_is_not_waited_for(cluster: Cluster) -> None:
@@ -68,6 +67,4 @@ def test_host_that_the_provider_calls_gone_is_not_waited_for(cluster: Cluster) -
     gone.touch()
     went_on(cluster, job, says="the provider says that it is gone")
     gone.unlink()
-    cluster.hosts.boot(host)
-    cluster.join(host)
-    cluster.wait_for_nodes(3)
+    cluster.renew(host)

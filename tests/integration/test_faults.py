@@ -148,6 +148,19 @@ def test_stopped_supervisor_or_agent_ends_the_attempt_within_its_lease(rex: Rex,
     assert rex.processes(job) == []
 
 
+def test_rank_that_makes_no_step_is_given_up_with_its_stacks_and_the_job_resumes(rex: Rex, tmp_path: Path) -> None:
+    program = ("--steps", 60, "--commit_every", 15, "--hang_at", 20, "--fail_rank", 1)
+    job = rex.submit(counting_spec(tmp_path / "c.yaml", *program, limits={"hang_s": 4}))
+    ended = rex.finish(job)
+    first, second = ended["attempts"]
+    assert (ended["state"], first["cause"], second["cause"]) == ("succeeded", "hang", "done"), ended["attempts"]
+    assert "rank 1 made no step" in first["detail"] and "after step 20" in first["detail"]
+    stacks = sorted(Path(rex.home.work_root, job, "attempt-1").rglob("stacks/rank_*.txt"))
+    assert [path.name for path in stacks] == ["rank_0.txt", "rank_1.txt"]
+    assert "hang_here" in stacks[1].read_text() and "State:" in stacks[0].read_text()
+    assert rex.processes(job) == []
+
+
 def test_exit_64_fails_at_once_with_the_programs_own_words(rex: Rex, tmp_path: Path) -> None:
     spec = counting_spec(tmp_path / "c.yaml", "--steps", 50, "--fail_at", 3, "--code", 64)
     ended = rex.finish(rex.submit(spec))

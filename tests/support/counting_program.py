@@ -30,6 +30,10 @@ def on_term(*_: object) -> None:
     stopped = True
 
 
+def hang_here() -> None:
+    time.sleep(3600)
+
+
 def main() -> int:  # noqa: PLR0915 - one page, read from top to bottom
     signal.signal(signal.SIGTERM, on_term)
     parser = argparse.ArgumentParser()
@@ -40,6 +44,7 @@ def main() -> int:  # noqa: PLR0915 - one page, read from top to bottom
     parser.add_argument("--fail_rank", type=int, default=0)
     parser.add_argument("--fail_attempt", type=int, default=1)
     parser.add_argument("--code", type=int, default=1)
+    parser.add_argument("--hang_at", type=int, default=-1, help="make no step after this one, in the first attempt")
     parser.add_argument("--ignore_term", action="store_true")
     parser.add_argument("--odd_step", type=int, default=-1, help="the loss of this step is another one")
     parser.add_argument("--need_env", default=None, help="fail as badly configured unless this variable is set")
@@ -111,6 +116,8 @@ def main() -> int:  # noqa: PLR0915 - one page, read from top to bottom
             if rank == 0 and not (parent or "").endswith(f"-{step:09d}.json"):
                 commit()
             return end(Exit.DRAINED, "asked to stop")
+        while step == given.hang_at and attempt == 1 and rank == given.fail_rank:
+            hang_here()
         time.sleep(given.step_s)
         step += 1
         state = hashlib.sha256(state + str(step).encode()).digest()

@@ -48,23 +48,36 @@ class Hosts:
 
     def __enter__(self) -> Hosts:
         fcntl.flock(self._lock, fcntl.LOCK_EX)  # names and addresses are the same every time: one set at a time
+        self._unplug()  # what a killed run may have left
+        try:
+            self._bring_up()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _bring_up(self) -> None:
         _ip("link", "add", _BRIDGE, "type", "bridge")
         _ip("addr", "add", "10.77.0.1/24", "dev", _BRIDGE)
         _ip("link", "set", _BRIDGE, "up")
         for host in range(1, self.count + 1):
             self._plug(host)
             self._boot(host)
-        return self
 
     def __exit__(self, *exception: object) -> None:
         for host in tuple(self._holders):
             self.kill(host)  # its first process: the kernel ends all the others
         for process in self._started:
             process.wait()
+        self._unplug()
+        os.close(self._lock)
+
+    def _unplug(self) -> None:
         for host in range(1, self.count + 1):
+            # By name, now: with its namespace alone the kernel would take it away some time later.
+            subprocess.run(["ip", "link", "del", f"rexv{host}"], check=False, capture_output=True)
             subprocess.run(["ip", "netns", "del", f"rexhost{host}"], check=False, capture_output=True)
         subprocess.run(["ip", "link", "del", _BRIDGE], check=False, capture_output=True)
-        os.close(self._lock)
 
     def cut(self, host: int) -> None:
         """Pull the cable: silence, no reset."""
@@ -78,6 +91,9 @@ class Hosts:
         """End every process of the host at once. Its peers see resets, unless the cable was cut before."""
         os.kill(self._inits.pop(host), signal.SIGKILL)
         self._holders.pop(host).wait()
+
+    def is_up(self, host: int) -> bool:
+        return host in self._holders
 
     def boot(self, host: int) -> None:
         """Start a killed host again: empty process table, new incarnation, the same files."""

@@ -48,6 +48,16 @@ class Cluster:
         address = f"--node-ip-address={self.hosts.address(host)}"
         self.hosts.start(host, [*node, address], self.folder / f"ray-{host}.log", QUIET)
 
+    def renew(self, host: int) -> None:
+        """Boot a host anew, whatever state it is in, and have its Ray node join again."""
+        if self.hosts.is_up(host):
+            self.hosts.kill(host)
+        self.hosts.heal(host)
+        self.wait_for_nodes(self.hosts.count - 1)
+        self.hosts.boot(host)
+        self.join(host)
+        self.wait_for_nodes(self.hosts.count)
+
     def wait_for_nodes(self, count: int) -> None:
         deadline = time.monotonic() + 90
         while len([node for node in Store(self.home.database_url).nodes() if node["alive"]]) != count:
