@@ -172,6 +172,7 @@ class Agent:
                 "master_addr": self._master[0],
                 "master_port": self._master[1],
                 "lease_until": self._lease_until,
+                "host": socket.gethostname(),
                 "at": time.time(),
             }
             (self._directory / START_FILE).write_text(json.dumps(start, indent=1))

@@ -64,6 +64,12 @@ def _host() -> str:
     return socket.gethostname()
 
 
+def _call_fault(what: str, *arguments: Any) -> Any:
+    from cluster import faults
+
+    return getattr(faults, what)(*arguments)
+
+
 class Gangs:
     """The connection to one Ray cluster."""
 
@@ -207,6 +213,14 @@ class Gangs:
         except (RayError, ConnectionError, TimeoutError):
             return False
         return True
+
+    @translated
+    def on_node(self, node_id: str, what: str, *arguments: Any, timeout_s: float = 60.0) -> Any:
+        """Call a function of `cluster.faults` on that very node."""
+        task = ray.remote(_call_fault).options(
+            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False), max_retries=0
+        )
+        return ray.get(task.remote(what, *arguments), timeout=timeout_s)
 
     @translated
     def release(self, job: str, attempt: int, nodes: int) -> None:

@@ -11,6 +11,7 @@ import typer
 from jobs.errors import RexError
 from orchestrator.cli import (
     cancel,
+    chaos,
     checkpoints,
     demo,
     down,
@@ -36,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (run, submit, ls, status, why, logs, events, cancel, preempt, resume, verify, up, down, demo):
+for verb in (run, submit, ls, status, why, logs, events, cancel, preempt, resume, verify, up, down, demo, chaos):
     app.command(name=verb.__name__.rpartition(".")[2])(verb.command)
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(storage.app, name="storage")

@@ -1,0 +1,133 @@
+"""Faults on one node: find the victim by what it carries, strike, and undo what is to pass.
+
+Runs on the node itself, in a Ray task. What undoes a fault is a process of its own, which outlives the task, the Ray
+node and whoever asked for it: nothing stays stopped because the cluster went down in between.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from cluster.ending import ENDED_FILE, ENV_SUPERVISES
+from cluster.processes import find_by_environment, started_at
+from jobs.contract import ENV_TOKEN
+
+VICTIMS = ("worker", "msrun", "scheduler", "supervisor", "agent", "ray_node")
+
+
+def find(victim: str, token: str, agent: int | None) -> int | None:
+    """The process id of that part of the attempt on this node; None if this node has none now.
+
+    The lowest id where there are several (ranks).
+    """
+    if victim == "agent":
+        return agent
+    if victim == "ray_node":
+        return _parent(agent) if agent else None
+    if victim == "supervisor":
+        return min(find_by_environment(ENV_SUPERVISES, token), default=None)
+    found = [pid for pid in find_by_environment(ENV_TOKEN, token) if _role(pid) == victim]
+    return min(found, default=None)
+
+
+def _role(pid: int) -> str | None:
+    """What a process that carries the token is: its arguments and environment tell."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        env = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    except OSError:
+        return None
+    is_shim = any(word.endswith("cluster/shim.py") for word in words)
+    if is_shim and any(word.rpartition("/")[2] == "msrun" for word in words):
+        return "msrun" if words[0].rpartition("/")[2].startswith("python") else None
+    if is_shim or not any(entry.startswith(("RANK_ID=", "MS_ROLE=")) for entry in env):
+        return None
+    return "scheduler" if "MS_ROLE=MS_SCHED" in env else "worker"
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
+def strike(how: str, victim: str, token: str, agent: int | None, pause_s: float) -> dict[str, Any] | None:
+    """`how`: kill (SIGKILL) or stop (SIGSTOP, and SIGCONT after `pause_s`). What was struck, if it was there."""
+    pid = find(victim, token, agent)
+    born = started_at(pid) if pid is not None else None
+    if pid is None or born is None:
+        return None
+    if how == "stop":
+        _later(pause_s, ["cont", str(pid), str(born)])
+    os.kill(pid, signal.SIGKILL if how == "kill" else signal.SIGSTOP)
+    return {"pid": pid, "at": time.time()}
+
+
+def fill_disk(folder: str, pause_s: float, keep_bytes: int = 0) -> dict[str, Any]:
+    """Leave `keep_bytes` of the folder's file system; the file goes after `pause_s`."""
+    path = Path(folder, f".chaos-{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _later(pause_s, ["unlink", str(path), "0"])
+    space = os.statvfs(folder)
+    size_bytes = max(0, space.f_bavail * space.f_frsize - keep_bytes)
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(1, size_bytes))
+    return {"path": str(path), "size_bytes": size_bytes, "at": time.time()}
+
+
+def _later(wait_s: float, what: list[str]) -> None:
+    """Have `what` done in a process that nobody's end takes along."""
+    subprocess.run(
+        [sys.executable, "-m", "cluster.faults", str(wait_s), *what],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """WAIT_S cont PID START | WAIT_S unlink PATH 0: fork off, wait, do it."""
+    wait_s, what, name, born = float(arguments[0]), *arguments[1:]
+    if os.fork() > 0:
+        return 0
+    os.setsid()
+    time.sleep(wait_s)
+    if what == "unlink":
+        Path(name).unlink(missing_ok=True)
+    elif started_at(int(name)) == int(born):
+        os.kill(int(name), signal.SIGCONT)
+    return 0
+
+
+def look(work_root: str, job: str, tokens: Iterable[str]) -> dict[str, Any]:
+    """What this node can testify: who is left of these attempts, and when each of them began and ended here."""
+    names = (ENV_TOKEN, ENV_SUPERVISES)
+    orphans = sorted({pid for token in tokens for name in names for pid in find_by_environment(name, token)})
+    spans = []
+    for start in sorted(Path(work_root, job).glob("attempt-*/node-*/start.json")):
+        end = start.with_name(ENDED_FILE)
+        began = json.loads(start.read_text())
+        spans.append(
+            {
+                "attempt": int(start.parent.parent.name.removeprefix("attempt-")),
+                "node_rank": int(start.parent.name.removeprefix("node-")),
+                "host": began["host"],
+                "began": began["at"],
+                "ended": json.loads(end.read_text())["at"] if end.exists() else None,
+            }
+        )
+    return {"host": os.uname().nodename, "orphans": orphans, "spans": spans}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

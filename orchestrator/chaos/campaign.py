@@ -1,0 +1,172 @@
+"""One canary job for each fault: submitted, struck, followed to its end, judged."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.gang import Gangs
+from cluster.storage import open_store
+from cluster.storage.checkpoints import CheckpointStore
+from jobs.errors import ClusterUnreachable, NotFoundError, RetryableError, RexError, StackError
+from jobs.spec import JobSpec, build_spec
+from orchestrator.chaos.oracle import Evidence, verdict
+from orchestrator.chaos.plan import Fault, Plan
+from orchestrator.chaos.strikes import Strikes
+from orchestrator.stack import Stack
+from orchestrator.store import Store
+from orchestrator.submit import read_spec, submit
+from orchestrator.view import job_view
+
+_PATIENCE_S = 900.0  # for one job, whatever hits it
+_LOOK_S = 60.0  # for the nodes to say who is left
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """A fault, what it hit, and what became of the job."""
+
+    fault: Fault
+    job: str
+    struck: dict[str, Any] | None
+    wrong: tuple[str, ...]
+    causes: tuple[str, ...]  # how the attempts ended
+    submitted_at: float
+    ended_at: float
+    back_after_s: float | None  # from the strike to the next step beyond where it struck
+    step: int  # at which it struck
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Campaign:
+    """The trials of a plan, one after the other, on a stack that is up."""
+
+    def __init__(self, plan: Plan, stack: Stack, store: Store, gangs: Gangs, *, base: Path | None = None) -> None:
+        self.plan, self.stack, self.store, self.gangs = plan, stack, store, gangs
+        self.strikes = Strikes(plan, gangs, stack)
+        self.spec = _spec(plan, stack, base)
+
+    def undisturbed(self) -> str:
+        """Run the job once without a fault; the digest of what it ends with."""
+        job = submit(self.spec, self.store, self.stack.home).id
+        view = self._follow(job, lambda view: None)
+        digest = None if view["state"] != "succeeded" else self._digest(job)[0]
+        if digest is None:
+            ended = f"{view['state']}: {view['detail']}"
+            raise StackError(f"the undisturbed job {job} ended {ended}", hint="mend that first")
+        return digest
+
+    def try_one(self, fault: Fault, expected_digest: str) -> Trial:
+        """Strike a fresh job, and judge. Whatever was done has been undone on return."""
+        submitted_at = time.time()
+        job = submit(self.spec, self.store, self.stack.home).id
+        struck: list[dict[str, Any] | None] = []
+        at_step: list[int] = []
+        back: list[int] = []
+
+        def each(view: dict[str, Any]) -> None:
+            progress = view["progress"]
+            total = progress["total_steps"] or 0
+            if not struck and view["state"] == "running" and total and progress["step"] >= fault.at * total:
+                at_step.append(progress["step"])
+                struck.append(self.strikes.strike(fault, self.store.attempts(job)[-1], view))
+            elif struck and struck[0] and not back and progress["step"] > at_step[0]:
+                back.append(progress["step"])
+                struck[0]["back_at"] = time.time()
+
+        try:
+            view = self._follow(job, each)
+        finally:
+            self.strikes.mend()
+        hit = struck[0] if struck else None
+        digest, chain = self._digest(job)
+        tokens = [attempt.token for attempt in self.store.attempts(job)]
+        seen = Evidence(
+            kind=fault.kind,
+            struck=hit,
+            state=view["state"],
+            detail=view["detail"],
+            attempts=tuple(view["attempts"]),
+            looks=tuple(self._look(job, tokens)),
+            chain=chain,
+            digest=digest,
+            expected_digest=expected_digest,
+        )
+        return Trial(
+            fault=fault,
+            job=job,
+            struck=hit,
+            wrong=tuple(verdict(seen)),
+            causes=tuple(str(attempt["cause"]) for attempt in view["attempts"]),
+            submitted_at=submitted_at,
+            ended_at=time.time(),
+            back_after_s=hit["back_at"] - hit["at"] if hit and "back_at" in hit else None,
+            step=at_step[0] if at_step else 0,
+        )
+
+    def _follow(self, job: str, each: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        deadline = time.monotonic() + _PATIENCE_S
+        while True:
+            view = job_view(self.store, job, mlflow_uri=self.stack.mlflow_uri)
+            each(view)
+            if view["state"] in ("succeeded", "failed", "cancelled") or time.monotonic() > deadline:
+                return view
+            time.sleep(_POLL_S)
+
+    def _look(self, job: str, tokens: list[str]) -> list[dict[str, Any]]:
+        """What every node that can be asked testifies."""
+        looks, asked = [], set()
+        deadline = time.monotonic() + _LOOK_S
+        while time.monotonic() < deadline:
+            missing = [node for node in self.gangs.nodes() if node.alive and node.id not in asked]
+            if not missing:
+                break
+            for node in missing:
+                try:
+                    looks.append(self.gangs.on_node(node.id, "look", self.stack.home.work_root, job, tokens))
+                    asked.add(node.id)
+                except ClusterUnreachable:
+                    time.sleep(1.0)  # it may just be coming back
+        return looks
+
+    def _digest(self, job: str) -> tuple[str | None, tuple[str, ...]]:
+        """What the job's newest checkpoint holds, and the problems of the chain that leads there."""
+        row = self.store.get(job)
+        checkpoints = CheckpointStore(open_store(row.store_uri, row.commit_protocol), job)
+        for _ in range(10):
+            try:
+                newest = checkpoints.newest()
+                if newest is None:
+                    return None, ("there is none",)
+                checkpoints.verify(newest)
+                problems = [] if checkpoints.history(newest) else ["it is empty"]
+                files = ":".join(sorted(entry.sha256 for entry in newest.files if not entry.history))
+                return f"{newest.step}:{newest.certificate}:{files}", tuple(problems)
+            except RetryableError:
+                time.sleep(2.0)  # the store may just be coming back
+            except (RexError, NotFoundError) as error:
+                return None, (str(error),)
+        return None, ("the store does not answer",)
+
+
+def _spec(plan: Plan, stack: Stack, base: Path | None) -> JobSpec:
+    canary = plan.canary
+    if canary.job is not None:
+        return read_spec((base or Path()) / canary.job, stack.home)
+    arguments = ("--steps", canary.steps, "--step_s", canary.step_s, "--commit_every", canary.commit_every)
+    return build_spec(
+        {
+            "name": "canary",
+            "gang": {"nodes": canary.nodes, "workers_per_node": canary.workers_per_node},
+            "program": {"module": "cluster.canary", "args": [str(word) for word in arguments]},
+            "retry": {"backoff_s": 0.5},
+            "limits": {"hang_s": max(5.0, 20 * canary.step_s)},
+        },
+        "the canary",
+    )

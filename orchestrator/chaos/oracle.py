@@ -1,0 +1,77 @@
+"""The verdict on one fault: pure, over what was gathered when the job had ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.chaos.plan import KINDS
+
+_CLOCKS_S = 1.0  # hosts' clocks may differ by so much where one attempt's end is held against another one's begin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What was seen of one job after one fault."""
+
+    kind: str
+    struck: dict[str, Any] | None  # what the fault hit; None if nothing was there any more
+    state: str
+    detail: str
+    attempts: tuple[dict[str, Any], ...]  # as in `rexctl status --json`
+    looks: tuple[dict[str, Any], ...]  # cluster.faults.look of each host that could be asked
+    chain: tuple[str, ...]  # problems of the checkpoint chain, none if it is whole
+    digest: str | None  # of the last checkpoint's certificate and files
+    expected_digest: str | None  # of an undisturbed run
+
+
+def verdict(seen: Evidence) -> list[str]:
+    """What is wrong; an empty list is a pass."""
+    return [
+        *_outcome(seen),
+        *_orphans(seen),
+        *overlaps([span for look in seen.looks for span in look["spans"]]),
+        *(f"checkpoint chain: {problem}" for problem in seen.chain),
+        *_bits(seen),
+    ]
+
+
+def _outcome(seen: Evidence) -> list[str]:
+    if seen.state != "succeeded":
+        return [f"the job ended {seen.state}: {seen.detail}"]
+    if seen.struck is None:
+        return []
+    causes = [attempt["cause"] for attempt in seen.attempts]
+    if KINDS[seen.kind].expects == "untouched" and len(causes) > 1:
+        return [f"a healthy job was lost: its attempts ended {', '.join(map(str, causes))}"]
+    if KINDS[seen.kind].expects == "goes_on" and len(causes) < 2:
+        return ["the fault went unseen: the first attempt went on to the end"]
+    return []
+
+
+def _orphans(seen: Evidence) -> list[str]:
+    return [f"orphans on {look['host']}: {look['orphans']}" for look in seen.looks if look["orphans"]]
+
+
+def overlaps(spans: list[dict[str, Any]]) -> list[str]:
+    """Attempts that ran at the same time, by the supervisors' own records. One that was killed left no end: the
+    certificate of its node, or its lease, stands for it, and the orphans' sweep tells if that was wrong."""
+    found = []
+    for early in spans:
+        for late in spans:
+            if early["attempt"] >= late["attempt"] or early["ended"] is None:
+                continue
+            same = early["host"] == late["host"]
+            over_s = early["ended"] - late["began"]
+            if over_s > (0.0 if same else _CLOCKS_S):
+                found.append(
+                    f"attempt {early['attempt']} on {early['host']} ended {over_s:.1f} s after attempt "
+                    f"{late['attempt']} began on {late['host']}"
+                )
+    return found
+
+
+def _bits(seen: Evidence) -> list[str]:
+    if seen.expected_digest is None or seen.digest == seen.expected_digest:
+        return []
+    return [f"the result is {seen.digest}, an undisturbed run ends with {seen.expected_digest}"]

@@ -1,0 +1,142 @@
+"""Which faults are tried, when and on what: a pure function of the plan and its seed."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from jobs.errors import SpecError
+
+Expectation = Literal["untouched", "goes_on"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """A kind of fault. `needs` names the commands of the plan without which it cannot be done here."""
+
+    name: str
+    expects: Expectation  # untouched: one attempt, as if nothing had been; goes_on: at least one more attempt
+    where: Literal["node", "control", "host", "service"]
+    needs: tuple[str, ...] = ()
+
+
+_VICTIMS = ("worker", "msrun", "scheduler", "supervisor", "agent")
+_UNNOTICED = ("msrun", "scheduler")  # nobody needs them while the workers train
+KINDS = {
+    kind.name: kind
+    for kind in [
+        *(Kind(name=f"kill_{victim}", expects="goes_on", where="node") for victim in _VICTIMS),
+        *(
+            Kind(name=f"stop_{victim}", expects="untouched" if victim in _UNNOTICED else "goes_on", where="node")
+            for victim in _VICTIMS
+        ),
+        Kind(name="kill_ray_node", expects="goes_on", where="node", needs=("start_ray_node",)),
+        Kind(name="kill_driver", expects="untouched", where="control"),
+        Kind(name="kill_control_plane", expects="untouched", where="control"),
+        Kind(name="stop_driver", expects="untouched", where="control"),
+        Kind(name="stop_control_plane", expects="untouched", where="control"),
+        Kind(name="fill_disk", expects="untouched", where="node", needs=("allow_full_disk",)),
+        Kind(name="blink_network", expects="untouched", where="host", needs=("cut", "heal")),
+        Kind(name="cut_network", expects="goes_on", where="host", needs=("cut", "heal")),
+        Kind(name="slow_network", expects="untouched", where="host", needs=("slow", "heal")),
+        Kind(name="power_off", expects="goes_on", where="host", needs=("power_off", "power_on")),
+        Kind(name="stop_mlflow", expects="untouched", where="service", needs=("stop_mlflow", "start_mlflow")),
+        Kind(name="stop_store", expects="untouched", where="service", needs=("stop_store", "start_store")),
+    ]
+}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Canary(_Section):
+    """The job that the faults hit: our canary, or a job file of yours (`job`)."""
+
+    nodes: int = Field(default=1, ge=1)
+    workers_per_node: int = Field(default=1, ge=1)
+    steps: int = Field(default=200, ge=10)
+    step_s: float = Field(default=0.1, gt=0)
+    commit_every: int = Field(default=20, ge=1)
+    job: str | None = Field(default=None, description="path of a job file, relative to the plan")
+
+
+class Plan(_Section):
+    """A chaos plan. `commands` do from here what cannot be done on a host: {host} and {address} are filled in."""
+
+    seed: int = 0
+    count: int | None = Field(default=None, ge=1, description="number of faults; default: each kind once")
+    kinds: tuple[str, ...] | None = Field(default=None, description="default: all that can be done with these commands")
+    canary: Canary = Canary()
+    pause_s: float = Field(default=8.0, gt=0, description="for how long what is stopped stays so")
+    spare: tuple[str, ...] = Field(default=(), description="hosts that no host fault may hit (the Ray head's)")
+    commands: dict[str, tuple[str, ...]] = {}
+    allow_full_disk: bool = False
+
+    def possible(self) -> dict[str, str]:
+        """Each kind, and what it lacks here ("" if nothing)."""
+        have = {*self.commands, *(["allow_full_disk"] if self.allow_full_disk else [])}
+        return {
+            name: ", ".join(f"{need} is missing" for need in kind.needs if need not in have)
+            for name, kind in KINDS.items()
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One fault: when the job has got to `at` of its steps, on the node or host that `pick` in [0, 1) chooses."""
+
+    number: int
+    kind: str
+    at: float
+    pick: float
+
+
+def read_plan(path: Path | None, *, seed: int | None = None) -> Plan:
+    """The plan of a file, or the default one; SpecError with the key and what is valid."""
+    values: dict[str, Any] = {}
+    try:
+        if path is not None:
+            values = yaml.safe_load(path.read_text()) or {}
+        if seed is not None:
+            values["seed"] = seed
+        plan = Plan.model_validate(_tuples(values))
+    except (OSError, yaml.YAMLError) as error:
+        raise SpecError(f"chaos plan {path}: {' '.join(str(error).split())}") from error
+    except (ValidationError, TypeError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        key = ".".join(str(part) for part in first["loc"])
+        raise SpecError(
+            f"chaos plan {path}: {key}: {first['msg']}", hint=f"keys: {', '.join(Plan.model_fields)}"
+        ) from error
+    for name in plan.kinds or ():
+        if name not in KINDS:
+            raise SpecError(f"chaos plan {path}: kinds: {name} is none", hint=f"valid: {', '.join(KINDS)}")
+        if lacks := plan.possible()[name]:
+            raise SpecError(f"chaos plan {path}: kinds: {name} cannot be done: {lacks}", hint="see `commands`")
+    return plan
+
+
+def _tuples(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def faults(plan: Plan) -> list[Fault]:
+    """The plan's faults in their order. Every kind comes once before any comes twice."""
+    kinds = plan.kinds or tuple(name for name, lacks in plan.possible().items() if not lacks)
+    draw = random.Random(plan.seed)
+    order: list[str] = []
+    while len(order) < (plan.count or len(kinds)):
+        order += draw.sample(kinds, len(kinds))
+    chosen = order[: plan.count or len(kinds)]
+    return [
+        Fault(number=number, kind=kind, at=draw.uniform(0.15, 0.7), pick=draw.random())
+        for number, kind in enumerate(chosen, 1)
+    ]

@@ -1,0 +1,80 @@
+"""The report of a campaign: a page with a table that names the seed, and a picture of its timeline."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.chaos.campaign import Trial
+from orchestrator.chaos.plan import KINDS, Plan
+
+
+def page(plan: Plan, trials: Sequence[Trial], *, where: str, when: str, picture: str | None) -> str:
+    """Markdown."""
+    bad = [trial for trial in trials if trial.wrong]
+    orphans = sum(1 for trial in trials for problem in trial.wrong if problem.startswith("orphans"))
+    lost = sum(1 for trial in trials for problem in trial.wrong if problem.startswith("a healthy job was lost"))
+    missed = sum(1 for trial in trials if trial.struck is None)
+    lines = [
+        "# Chaos",
+        "",
+        f"Seed {plan.seed}, {len(trials)} faults of {len({t.fault.kind for t in trials})} kinds, {when}, {where}.",
+        "",
+        f"**{len(trials) - len(bad)} of {len(trials)} passed.** Orphans after all faults: {orphans}. Healthy jobs "
+        f"lost: {lost}. Faults that came after the job's end and hit nothing: {missed}.",
+        "",
+        "Each fault hits a job of its own, which has to succeed; its attempts must not overlap by the supervisors' own",
+        "records, leave no process on any host, an unbroken checkpoint chain, and the bits of an undisturbed run.",
+        "",
+        *([f"![timeline]({picture})", ""] if picture else []),
+        "| kind | faults | passed | attempts | seconds to the next new step, median (longest) |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for kind in KINDS:
+        mine = [trial for trial in trials if trial.fault.kind == kind]
+        if mine:
+            passed = sum(1 for trial in mine if not trial.wrong)
+            counts = sorted({len(trial.causes) for trial in mine})
+            back = [trial.back_after_s for trial in mine if trial.back_after_s is not None]
+            seconds = f"{statistics.median(back):.1f} ({max(back):.1f})" if back else ""
+            lines.append(f"| {kind} | {len(mine)} | {passed} | {', '.join(map(str, counts))} | {seconds} |")
+    if bad:
+        lines += ["", "## What went wrong", ""]
+        for trial in bad:
+            what = "; ".join(trial.wrong)
+            lines.append(
+                f"- fault {trial.fault.number}, {trial.fault.kind} at step {trial.step} of {trial.job}: {what}"
+            )
+    return "\n".join([*lines, ""])
+
+
+def draw(trials: Sequence[Trial], path: Path) -> None:
+    """One bar a job; the mark is its fault, the light part the time until the next new step."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    began = min(trial.submitted_at for trial in trials)
+    figure, axes = pyplot.subplots(figsize=(9, 0.6 + 0.22 * len(trials)), layout="constrained")
+    for row, trial in enumerate(trials):
+        colour = "tab:red" if trial.wrong else "tab:green"
+        axes.barh(row, trial.ended_at - trial.submitted_at, left=trial.submitted_at - began, color=colour, height=0.7)
+        if trial.struck is not None:
+            axes.barh(row, trial.back_after_s or 0.0, left=trial.struck["at"] - began, color="0.85", height=0.7)
+            axes.plot(trial.struck["at"] - began, row, "k|", markersize=9)
+    axes.set_yticks(range(len(trials)), [f"{trial.fault.number} {trial.fault.kind}" for trial in trials], fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds")
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def write(plan: Plan, trials: Sequence[Trial], target: Path, *, where: str, when: str) -> None:
+    """TARGET (Markdown), and beside it the picture and all trials as JSON."""
+    picture = target.with_suffix(".svg")
+    draw(trials, picture)
+    target.write_text(page(plan, trials, where=where, when=when, picture=picture.name))
+    target.with_suffix(".json").write_text(json.dumps([trial.to_json() for trial in trials], indent=1))

@@ -1,0 +1,139 @@
+"""Doing a fault: on a node through Ray, on the control plane by its record, elsewhere by the plan's commands."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cluster.gang import Gangs
+from cluster.processes import is_alive, started_at
+from jobs.errors import SpecError
+from orchestrator.chaos.plan import KINDS, Fault, Plan
+from orchestrator.stack import Stack
+from orchestrator.store import AttemptRow
+
+_LOG = logging.getLogger("rexctl.chaos")
+_COMMAND_S = 60.0
+_SECOND_S = 3.0  # an interruption of the network that nobody's lease should notice
+
+
+class Strikes:
+    """Strikes, and undoes. `mend` waits until everything that was done has been undone."""
+
+    def __init__(self, plan: Plan, gangs: Gangs, stack: Stack) -> None:
+        self.plan, self.gangs, self.stack = plan, gangs, stack
+        self._undoing: list[threading.Thread] = []
+
+    def strike(self, fault: Fault, attempt: AttemptRow, view: dict[str, Any]) -> dict[str, Any] | None:
+        """Do it; what was struck and when, None if there was nothing to strike any more."""
+        kind = KINDS[fault.kind]
+        if kind.where == "node":
+            return self._on_a_node(fault, attempt, view)
+        if kind.where == "control":
+            return self._on_the_control_plane(fault)
+        if kind.where == "host":
+            return self._on_a_host(fault, attempt)
+        name = fault.kind.removeprefix("stop_")
+        self._run(f"stop_{name}")
+        self._later(self.plan.pause_s, lambda: self._run(f"start_{name}"))
+        return {"what": name, "at": time.time()}
+
+    def mend(self) -> None:
+        for thread in self._undoing:
+            thread.join()
+        self._undoing.clear()
+
+    def _on_a_node(self, fault: Fault, attempt: AttemptRow, view: dict[str, Any]) -> dict[str, Any] | None:
+        how, _, victim = fault.kind.partition("_")
+        ranks = [
+            rank
+            for rank, node in enumerate(attempt.nodes)
+            if victim != "ray_node" or node["host"] not in self.plan.spare
+        ]
+        # msrun's scheduler is on the first node alone.
+        rank = 0 if victim == "scheduler" else ranks[int(fault.pick * len(ranks))]
+        node = attempt.nodes[rank]
+        if fault.kind == "fill_disk":
+            struck: dict[str, Any] | None = self.gangs.on_node(
+                node["id"], "fill_disk", self.stack.home.work_root, self.plan.pause_s
+            )
+        else:
+            agent = next((seen["agent"] for seen in view["nodes"] if seen["node_rank"] == rank), None)
+            seen = KINDS[fault.kind].expects == "goes_on"  # it has to last until somebody's patience is over
+            pause_s = self.plan.pause_s + (self.stack.home.settings.lease_s if seen else 0.0)
+            struck = self.gangs.on_node(node["id"], "strike", how, victim, attempt.token, agent, pause_s)
+        if struck is not None and victim == "ray_node":
+            self._later(self.plan.pause_s, lambda: self._run("start_ray_node", node))
+        return None if struck is None else {"what": victim, "host": node["host"], **struck}
+
+    def _on_the_control_plane(self, fault: Fault) -> dict[str, Any] | None:
+        how, _, victim = fault.kind.partition("_")
+        service = self.stack.service("control")
+        if service is None:
+            return None
+        pid = service.pid
+        if victim == "driver":  # the process that serves and speaks to Ray: the keeper's only child
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            if not children:
+                return None
+            pid = int(children[0])
+        born = started_at(pid)
+        os.kill(pid, signal.SIGKILL if how == "kill" else signal.SIGSTOP)
+        if how == "stop":
+            self._later(self.plan.pause_s, lambda: _go_on(pid, born))
+        elif victim == "control_plane":
+            self._later(1.0, self.stack.up)
+        return {"what": victim, "pid": pid, "at": time.time()}
+
+    def _on_a_host(self, fault: Fault, attempt: AttemptRow) -> dict[str, Any] | None:
+        hit = [node for node in attempt.nodes if node["host"] not in self.plan.spare]
+        if not hit:
+            return None
+        node = hit[int(fault.pick * len(hit))]
+        first, then, pause_s = {
+            "blink_network": ("cut", "heal", _SECOND_S),
+            "cut_network": ("cut", "heal", self.stack.home.settings.lease_s + self.plan.pause_s),
+            "slow_network": ("slow", "heal", self.plan.pause_s),
+            "power_off": ("power_off", "power_on", self.stack.home.settings.lease_s + self.plan.pause_s),
+        }[fault.kind]
+        self._run(first, node)
+        self._later(pause_s, lambda: self._run(then, node))
+        return {"what": first, "host": node["host"], "at": time.time()}
+
+    def _run(self, name: str, node: dict[str, Any] | None = None) -> None:
+        """One of the plan's commands; SpecError if it fails, since what follows would judge something else."""
+        node = node or {}
+        words = [
+            word.replace("{host}", node.get("host", "")).replace("{address}", node.get("address", ""))
+            for word in self.plan.commands[name]
+        ]
+        done = subprocess.run(
+            words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_COMMAND_S, check=False
+        )
+        if done.returncode != 0:
+            said = (done.stderr or done.stdout).strip().splitlines()
+            raise SpecError(f"chaos plan: commands.{name} ended with {done.returncode}: {said[-1] if said else ''}")
+
+    def _later(self, wait_s: float, undo: Callable[[], object]) -> None:
+        def run() -> None:
+            time.sleep(wait_s)
+            try:
+                undo()
+            except Exception:
+                _LOG.exception("action=undo")
+
+        thread = threading.Thread(target=run, name="undo")
+        thread.start()
+        self._undoing.append(thread)
+
+
+def _go_on(pid: int, born: int | None) -> None:
+    if is_alive(pid) and started_at(pid) == born:
+        os.kill(pid, signal.SIGCONT)

@@ -1,0 +1,189 @@
+"""Chaos: the plan is a function of its seed, and the oracle sees what it is there for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import faults as node_faults
+from cluster.canary import advance, state_after
+from cluster.processes import is_alive
+from jobs.errors import SpecError
+from orchestrator.chaos.campaign import Trial
+from orchestrator.chaos.oracle import Evidence, overlaps, verdict
+from orchestrator.chaos.plan import KINDS, Fault, Plan, faults, read_plan
+from orchestrator.chaos.report import page, write
+
+
+def passing(kind: str = "kill_worker") -> Evidence:
+    causes = ["done"] if KINDS[kind].expects == "untouched" else ["crash", "done"]
+    return Evidence(
+        kind=kind,
+        struck={"what": "worker", "at": 1.0},
+        state="succeeded",
+        detail="",
+        attempts=tuple({"cause": cause} for cause in causes),
+        looks=({"host": "a", "orphans": [], "spans": [span(1, 0.0, 5.0), span(2, 5.5, 9.0)]},),
+        chain=(),
+        digest="x",
+        expected_digest="x",
+    )
+
+
+def span(attempt: int, began: float, ended: float | None, host: str = "a") -> dict[str, Any]:
+    return {"attempt": attempt, "node_rank": 0, "host": host, "began": began, "ended": ended}
+
+
+@pytest.mark.parametrize("kind", ["kill_worker", "kill_control_plane"])
+def test_job_that_went_on_as_it_must_passes(kind: str) -> None:
+    assert verdict(passing(kind)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"state": "failed", "detail": "gave up"}, "ended failed: gave up"),
+        ({"attempts": ({"cause": "done"},)}, "went unseen"),
+        ({"kind": "kill_control_plane"}, "a healthy job was lost"),
+        ({"looks": ({"host": "b", "orphans": [7], "spans": []},)}, "orphans on b: [7]"),
+        (
+            {"looks": ({"host": "a", "orphans": [], "spans": [span(1, 0, 6), span(2, 5, 9)]},)},
+            "attempt 1 on a ended 1.0",
+        ),
+        ({"chain": ("a parent is missing",)}, "a parent is missing"),
+        ({"digest": "y"}, "an undisturbed run ends with x"),
+        ({"digest": None}, "an undisturbed run ends with x"),
+    ],
+)
+def test_oracle_sees_what_went_wrong(change: dict[str, Any], says: str) -> None:
+    problems = verdict(replace(passing(), **change))
+    assert any(says in problem for problem in problems), problems
+
+
+def test_fault_that_hit_nothing_proves_nothing_about_attempts() -> None:
+    assert verdict(replace(passing(), struck=None, attempts=({"cause": "done"},))) == []
+
+
+def test_overlap_across_hosts_allows_for_their_clocks() -> None:
+    assert overlaps([span(1, 0, 6.0), span(2, 5.5, 9.0, host="b")]) == []
+    assert len(overlaps([span(1, 0, 7.0), span(2, 5.5, 9.0, host="b")])) == 1
+    assert overlaps([span(1, 0, None), span(2, 5.5, 9.0)]) == [], "killed: others testify for it"
+
+
+def test_same_seed_gives_the_same_faults_and_each_kind_comes_before_any_comes_twice() -> None:
+    plan = Plan(seed=5, count=30)
+    assert faults(plan) == faults(plan) != faults(Plan(seed=6, count=30))
+    possible = [name for name, lacks in plan.possible().items() if not lacks]
+    assert {fault.kind for fault in faults(plan)[: len(possible)]} == set(possible)
+    assert all(0.1 < fault.at < 0.8 for fault in faults(plan))
+
+
+def test_kinds_that_need_a_command_are_possible_only_with_it() -> None:
+    assert "cut is missing" in Plan().possible()["cut_network"]
+    commands = {"cut": ("true",), "heal": ("true",)}
+    assert Plan(commands=commands).possible()["cut_network"] == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("kinds: [kill_everything]", "kill_everything is none"),
+        ("kinds: [cut_network]", "cut is missing"),
+        ("sed: 3", "keys: seed"),
+        ("canary: {nodes: none}", "canary.nodes"),
+        ("{", "chaos plan"),
+        ("[1]", "chaos plan"),
+    ],
+)
+def test_bad_plan_is_one_sentence(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    with pytest.raises(SpecError, match="chaos plan") as seen:
+        read_plan(path)
+    assert says in str(seen.value) and "\n" not in str(seen.value)
+
+
+def trial(number: int, *wrong: str) -> Trial:
+    return Trial(
+        fault=Fault(number=number, kind="kill_worker", at=0.5, pick=0.1),
+        job=f"canary-{number}",
+        struck={"what": "worker", "at": 100.0 + 10 * number},
+        wrong=wrong,
+        causes=("crash", "done"),
+        submitted_at=95.0 + 10 * number,
+        ended_at=104.0 + 10 * number,
+        back_after_s=3.0 + number,
+        step=17,
+    )
+
+
+def test_report_names_the_seed_the_counts_and_what_went_wrong(tmp_path: Path) -> None:
+    trials = [trial(1), trial(2, "orphans on b: [7]")]
+    text = page(Plan(seed=42), trials, where="here", when="today", picture=None)
+    assert "Seed 42" in text and "1 of 2 passed" in text and "Orphans after all faults: 1" in text
+    assert "| kill_worker | 2 | 1 | 2 | 4.5 (5.0) |" in text
+    assert "fault 2, kill_worker at step 17 of canary-2: orphans on b: [7]" in text
+    write(Plan(seed=42), trials, tmp_path / "chaos.md", where="here", when="today")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chaos.json", "chaos.md", "chaos.svg"]
+    assert "kill_worker" in (tmp_path / "chaos.svg").read_text() or (tmp_path / "chaos.svg").stat().st_size > 5000
+
+
+def test_canary_that_lost_or_repeated_a_step_ends_with_another_state() -> None:
+    state = state_after(10)
+    assert advance(state_after(9), 10) == state
+    assert advance(advance(state_after(9), 10), 10) != state != state_after(9)
+
+
+@pytest.fixture
+def sleeper() -> Any:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_stopped_process_goes_on_by_itself_after_its_pause(sleeper: subprocess.Popen[bytes]) -> None:
+    struck = node_faults.strike("stop", "agent", "none", sleeper.pid, 0.5)
+    assert struck is not None and struck["pid"] == sleeper.pid
+    assert stat(sleeper.pid) == "T"
+    deadline = time.monotonic() + 30
+    while stat(sleeper.pid) == "T":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_killed_victim_is_dead_and_a_missing_one_is_told(sleeper: subprocess.Popen[bytes]) -> None:
+    assert node_faults.strike("kill", "agent", "none", sleeper.pid, 0.0) is not None
+    sleeper.wait()
+    assert not is_alive(sleeper.pid) and sleeper.returncode == -signal.SIGKILL
+    assert node_faults.strike("kill", "worker", "no-such-token", None, 0.0) is None
+
+
+def test_victims_are_told_apart_by_what_they_carry(tmp_path: Path) -> None:
+    env = {**os.environ, "REX_TOKEN": "t-chaos", "RANK_ID": "0"}
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    worker = subprocess.Popen(command, env=env)
+    scheduler = subprocess.Popen(command, env={**env, "MS_ROLE": "MS_SCHED"})
+    try:
+        deadline = time.monotonic() + 10
+        while node_faults.find("scheduler", "t-chaos", None) is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert node_faults.find("scheduler", "t-chaos", None) == scheduler.pid
+        assert node_faults.find("worker", "t-chaos", None) == worker.pid
+        assert node_faults.find("msrun", "t-chaos", None) is None
+    finally:
+        for process in (worker, scheduler):
+            process.kill()
+            process.wait()
+
+
+def stat(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
