@@ -149,7 +149,7 @@ def test_stopped_supervisor_or_agent_ends_the_attempt_within_its_lease(rex: Rex,
 
 
 def test_rank_that_makes_no_step_is_given_up_with_its_stacks_and_the_job_resumes(rex: Rex, tmp_path: Path) -> None:
-    program = ("--steps", 60, "--commit_every", 15, "--hang_at", 20, "--fail_rank", 1)
+    program = ("--steps", 200, "--commit_every", 15, "--hang_at", 20, "--fail_rank", 1)
     job = rex.submit(counting_spec(tmp_path / "c.yaml", *program, limits={"hang_s": 4}))
     ended = rex.finish(job)
     first, second = ended["attempts"]

@@ -1,0 +1,91 @@
+"""Hands outside: what a host cannot do to its own cable or power switch, done by the test on the machine around it.
+
+A process inside a host asks (`python hands.py ask FOLDER WHAT HOST`) by a file in a shared folder and waits; `Hands`
+serves it in a thread.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.support.ray_hosts import Cluster
+
+_WAIT_S = 60.0
+
+
+class Hands:
+    """Pulls cables and switches hosts off and on, until left."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster, self.folder = cluster, cluster.folder / "asked"
+        self.folder.mkdir()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="hands")
+        self.done: list[str] = []
+
+    def commands(self) -> dict[str, list[str]]:
+        """The chaos plan's commands."""
+        ask = [sys.executable, __file__, "ask", str(self.folder)]
+        names = ("cut", "heal", "power_off", "power_on", "start_ray_node")
+        return {name: [*ask, name, "{host}"] for name in names}
+
+    def __enter__(self) -> Hands:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while not self._over.wait(0.05):
+            for asked in sorted(self.folder.glob("*.asked")):
+                what, host = asked.stem.split("@")
+                self._do(what, int(host.removeprefix("rexhost")))
+                self.done.append(asked.stem)
+                asked.rename(asked.with_suffix(".done"))
+
+    def _do(self, what: str, host: int) -> None:
+        hosts = self.cluster.hosts
+        if what == "cut":
+            hosts.cut(host)
+        elif what == "heal":
+            # Its raylet may have been called dead meanwhile, and end itself when it hears of it: it is started anew.
+            hosts.kill(host)
+            hosts.heal(host)
+            hosts.boot(host)
+            self.cluster.join(host)
+        elif what == "power_off":
+            hosts.cut(host)  # peers see no reset, as when the power goes
+            hosts.kill(host)
+        elif what == "power_on":
+            hosts.heal(host)
+            hosts.boot(host)
+            self.cluster.join(host)
+        elif what == "start_ray_node":
+            self.cluster.join(host)
+
+
+def ask(folder: Path, what: str, host: str) -> int:
+    done = folder / f"{what}@{host}.done"
+    done.unlink(missing_ok=True)
+    (folder / f"{what}@{host}.asked").touch()
+    deadline = time.monotonic() + _WAIT_S
+    while not done.exists():
+        if time.monotonic() > deadline:
+            print(f"nobody did {what} to {host}", file=sys.stderr)
+            return 1
+        time.sleep(0.05)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(ask(Path(sys.argv[2]), sys.argv[3], sys.argv[4]))
