@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from cluster.storage.checkpoints import CheckpointStore
 from jobs.errors import ClusterUnreachable, NotFoundError, RetryableError, RexError, StackError
 from jobs.spec import JobSpec, build_spec
 from orchestrator.chaos.oracle import Evidence, verdict
-from orchestrator.chaos.plan import Fault, Plan
+from orchestrator.chaos.plan import KINDS, LATEST_OF_PATIENT, Canary, Fault, Kind, Plan
 from orchestrator.chaos.strikes import Strikes
 from orchestrator.stack import Stack
 from orchestrator.store import Store
@@ -50,11 +51,28 @@ class Campaign:
     def __init__(self, plan: Plan, stack: Stack, store: Store, gangs: Gangs, *, base: Path | None = None) -> None:
         self.plan, self.stack, self.store, self.gangs = plan, stack, store, gangs
         self.strikes = Strikes(plan, gangs, stack)
-        self.spec = _spec(plan, stack, base)
+        self._base = base
+        self._undisturbed: dict[bool, str] = {}
 
-    def undisturbed(self) -> str:
-        """Run the job once without a fault; the digest of what it ends with."""
-        job = submit(self.spec, self.store, self.stack.home).id
+    def spec(self, kind: Kind) -> JobSpec:
+        """The job for that kind of fault: one that lasts until somebody's patience is over, where that is needed."""
+        canary = self.plan.canary
+        if canary.job is not None:
+            return read_spec((self._base or Path()) / canary.job, self.stack.home)
+        steps = canary.steps
+        if kind.patient:
+            patience_s = self.stack.home.settings.lease_s + self.plan.pause_s
+            steps = max(steps, math.ceil(patience_s / (1 - LATEST_OF_PATIENT) / canary.step_s))
+        return canary_spec(canary, steps)
+
+    def undisturbed(self, kind: Kind) -> str:
+        """What the job for that kind of fault ends with where nothing happens; it is run once."""
+        if kind.patient not in self._undisturbed:
+            self._undisturbed[kind.patient] = self._run_undisturbed(self.spec(kind))
+        return self._undisturbed[kind.patient]
+
+    def _run_undisturbed(self, spec: JobSpec) -> str:
+        job = submit(spec, self.store, self.stack.home).id
         view = self._follow(job, lambda view: None)
         digest = None if view["state"] != "succeeded" else self._digest(job)[0]
         if digest is None:
@@ -62,13 +80,14 @@ class Campaign:
             raise StackError(f"the undisturbed job {job} ended {ended}", hint="mend that first")
         return digest
 
-    def try_one(self, fault: Fault, expected_digest: str) -> Trial:
+    def try_one(self, fault: Fault) -> Trial:
         """Strike a fresh job, and judge. Whatever was done has been undone on return."""
+        kind = KINDS[fault.kind]
+        expected_digest = self.undisturbed(kind)
         submitted_at = time.time()
-        job = submit(self.spec, self.store, self.stack.home).id
+        job = submit(self.spec(kind), self.store, self.stack.home).id
         struck: list[dict[str, Any] | None] = []
         at_step: list[int] = []
-        back: list[int] = []
 
         def each(view: dict[str, Any]) -> None:
             progress = view["progress"]
@@ -76,9 +95,6 @@ class Campaign:
             if not struck and view["state"] == "running" and total and progress["step"] >= fault.at * total:
                 at_step.append(progress["step"])
                 struck.append(self.strikes.strike(fault, self.store.attempts(job)[-1], view))
-            elif struck and struck[0] and not back and progress["step"] > at_step[0]:
-                back.append(progress["step"])
-                struck[0]["back_at"] = time.time()
 
         try:
             view = self._follow(job, each)
@@ -106,9 +122,15 @@ class Campaign:
             causes=tuple(str(attempt["cause"]) for attempt in view["attempts"]),
             submitted_at=submitted_at,
             ended_at=time.time(),
-            back_after_s=hit["back_at"] - hit["at"] if hit and "back_at" in hit else None,
+            back_after_s=self._back_after_s(job, hit),
             step=at_step[0] if at_step else 0,
         )
+
+    def _back_after_s(self, job: str, hit: dict[str, Any] | None) -> float | None:
+        """Seconds from the strike to the end of the first step of the attempt that went on; None if none did."""
+        steps = [attempt.first_step_at for attempt in self.store.attempts(job)]
+        after = [at - hit["at"] for at in steps if hit is not None and at is not None and at > hit["at"]]
+        return min(after, default=None)
 
     def _follow(self, job: str, each: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         deadline = time.monotonic() + _PATIENCE_S
@@ -155,11 +177,9 @@ class Campaign:
         return None, ("the store does not answer",)
 
 
-def _spec(plan: Plan, stack: Stack, base: Path | None) -> JobSpec:
-    canary = plan.canary
-    if canary.job is not None:
-        return read_spec((base or Path()) / canary.job, stack.home)
-    arguments = ("--steps", canary.steps, "--step_s", canary.step_s, "--commit_every", canary.commit_every)
+def canary_spec(canary: Canary, steps: int) -> JobSpec:
+    """The canary as a job."""
+    arguments = ("--steps", steps, "--step_s", canary.step_s, "--commit_every", canary.commit_every)
     return build_spec(
         {
             "name": "canary",

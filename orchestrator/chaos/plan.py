@@ -23,6 +23,7 @@ class Kind:
     expects: Expectation  # untouched: one attempt, as if nothing had been; goes_on: at least one more attempt
     where: Literal["node", "control", "host", "service"]
     needs: tuple[str, ...] = ()
+    patient: bool = False  # nobody may act on it before a lease, or a patience of that order, is over
 
 
 _VICTIMS = ("worker", "msrun", "scheduler", "supervisor", "agent")
@@ -32,7 +33,9 @@ KINDS = {
     for kind in [
         *(Kind(name=f"kill_{victim}", expects="goes_on", where="node") for victim in _VICTIMS),
         *(
-            Kind(name=f"stop_{victim}", expects="untouched" if victim in _UNNOTICED else "goes_on", where="node")
+            Kind(name=f"stop_{victim}", expects="untouched", where="node")
+            if victim in _UNNOTICED
+            else Kind(name=f"stop_{victim}", expects="goes_on", where="node", patient=True)
             for victim in _VICTIMS
         ),
         Kind(name="kill_ray_node", expects="goes_on", where="node", needs=("start_ray_node",)),
@@ -42,9 +45,9 @@ KINDS = {
         Kind(name="stop_control_plane", expects="untouched", where="control"),
         Kind(name="fill_disk", expects="untouched", where="node", needs=("allow_full_disk",)),
         Kind(name="blink_network", expects="untouched", where="host", needs=("cut", "heal")),
-        Kind(name="cut_network", expects="goes_on", where="host", needs=("cut", "heal")),
+        Kind(name="cut_network", expects="goes_on", where="host", needs=("cut", "heal"), patient=True),
         Kind(name="slow_network", expects="untouched", where="host", needs=("slow", "heal")),
-        Kind(name="power_off", expects="goes_on", where="host", needs=("power_off", "power_on")),
+        Kind(name="power_off", expects="goes_on", where="host", needs=("power_off", "power_on"), patient=True),
         Kind(name="stop_mlflow", expects="untouched", where="service", needs=("stop_mlflow", "start_mlflow")),
         Kind(name="stop_store", expects="untouched", where="service", needs=("stop_store", "start_store")),
     ]
@@ -60,7 +63,7 @@ class Canary(_Section):
 
     nodes: int = Field(default=1, ge=1)
     workers_per_node: int = Field(default=1, ge=1)
-    steps: int = Field(default=200, ge=10)
+    steps: int = Field(default=200, ge=10, description="more, where a lease has to run out while it trains")
     step_s: float = Field(default=0.1, gt=0)
     commit_every: int = Field(default=20, ge=1)
     job: str | None = Field(default=None, description="path of a job file, relative to the plan")
@@ -85,6 +88,9 @@ class Plan(_Section):
             name: ", ".join(f"{need} is missing" for need in kind.needs if need not in have)
             for name, kind in KINDS.items()
         }
+
+
+LATEST_OF_PATIENT = 0.3  # of the steps: the rest of the job has to outlast the patience
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +143,11 @@ def faults(plan: Plan) -> list[Fault]:
         order += draw.sample(kinds, len(kinds))
     chosen = order[: plan.count or len(kinds)]
     return [
-        Fault(number=number, kind=kind, at=draw.uniform(0.15, 0.7), pick=draw.random())
+        Fault(
+            number=number,
+            kind=kind,
+            at=draw.uniform(0.15, LATEST_OF_PATIENT if KINDS[kind].patient else 0.7),
+            pick=draw.random(),
+        )
         for number, kind in enumerate(chosen, 1)
     ]

@@ -66,8 +66,7 @@ class Strikes:
             )
         else:
             agent = next((seen["agent"] for seen in view["nodes"] if seen["node_rank"] == rank), None)
-            seen = KINDS[fault.kind].expects == "goes_on"  # it has to last until somebody's patience is over
-            pause_s = self.plan.pause_s + (self.stack.home.settings.lease_s if seen else 0.0)
+            pause_s = self.plan.pause_s + (self.stack.home.settings.lease_s if KINDS[fault.kind].patient else 0.0)
             struck = self.gangs.on_node(node["id"], "strike", how, victim, attempt.token, agent, pause_s)
         if struck is not None and victim == "ray_node":
             self._later(self.plan.pause_s, lambda: self._run("start_ray_node", node))

@@ -1,4 +1,4 @@
-"""Each kind of fault once, on three hosts, with the canary: `rexctl chaos` as a user types it, and its oracle's word."""
+"""Each kind of fault once, on three hosts, with the canary: `rexctl chaos` as typed, and its oracle's word."""
 
 from __future__ import annotations
 
