@@ -29,7 +29,7 @@ def page(plan: Plan, trials: Sequence[Trial], *, where: str, when: str, picture:
         "records, leave no process on any host, an unbroken checkpoint chain, and the bits of an undisturbed run.",
         "",
         *([f"![timeline]({picture})", ""] if picture else []),
-        "| kind | faults | passed | attempts | seconds from fault to first step of the next attempt, median (longest) |",
+        "| kind | faults | passed | attempts | fault to the next first step, median (longest), s |",
         "| --- | --- | --- | --- | --- |",
     ]
     for kind in KINDS:

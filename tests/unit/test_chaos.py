@@ -151,10 +151,11 @@ def sleeper() -> Any:
 
 
 def test_stopped_process_goes_on_by_itself_after_its_pause(sleeper: subprocess.Popen[bytes]) -> None:
-    struck = node_faults.strike("stop", "agent", "none", sleeper.pid, 0.5)
+    struck = node_faults.strike("stop", "agent", "none", sleeper.pid, 2.0)
     assert struck is not None and struck["pid"] == sleeper.pid
-    assert stat(sleeper.pid) == "T"
     deadline = time.monotonic() + 30
+    while stat(sleeper.pid) != "T":  # the signal is on its way
+        assert time.monotonic() < deadline
     while stat(sleeper.pid) == "T":
         assert time.monotonic() < deadline
         time.sleep(0.05)
