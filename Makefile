@@ -2,9 +2,9 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 
-.PHONY: help setup demo test check docs campaigns bench lock format down
+.PHONY: help setup demo test check docs campaigns chaos chaos-short bench lock format down
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## make .venv with the locked dependencies and this repository
 	@sh tools/setup.sh
@@ -31,6 +31,12 @@ docs: setup ## write the generated pages anew
 
 campaigns: setup ## damage and kill checkpoint chains on two stores; writes docs/campaigns.md
 	@$(BIN)/python -m tests.campaigns $(ARGS)
+
+chaos-short: setup ## each kind of fault at two moments on three hosts, with real training (an hour); writes docs/chaos-short.md
+	@$(BIN)/python -m tests.campaigns.hosts --training --count 32 --page chaos-short
+
+chaos: setup ## 200 faults on three hosts, with the canary (hours); writes docs/chaos-200.md
+	@$(BIN)/python -m tests.campaigns.hosts $(ARGS)
 
 bench: setup ## measure; prints ratios against a peer or limit of the same run
 	@$(BIN)/python -m benchmarks

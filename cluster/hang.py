@@ -45,7 +45,7 @@ class _Rank:
 
 
 class HangWatch:
-    """Watches the ranks of one node. `fixed_s`, if given, is the patience in every phase."""
+    """Watches the ranks of one node. `fixed_s`, if given, is the patience with a rank that trains."""
 
     def __init__(self, fixed_s: float | None = None) -> None:
         self._fixed_s = fixed_s
@@ -70,10 +70,10 @@ class HangWatch:
     def patience_s(self, rank: int) -> float:
         """How long that rank may make no progress now."""
         known = self._ranks[rank]
-        if self._fixed_s is not None:
-            return self._fixed_s
         if known.phase != Phase.TRAINING.value:
             return QUIET_PHASE_S
+        if self._fixed_s is not None:
+            return self._fixed_s
         return max(LEAST_S, TIMES_LONGEST * max(known.lasted, default=0.0)) if known.lasted else QUIET_PHASE_S
 
     def hanging(self, now: float) -> list[Hang]:

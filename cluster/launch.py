@@ -28,7 +28,7 @@ class LaunchPlan:
     grace_s: float = 60.0
     isolate: str = "auto"  # PID namespace: auto, never
     lease_s: float = LEASE_S
-    hang_s: float | None = None  # patience with a rank that makes no progress; None: from its own steps
+    hang_s: float | None = None  # patience with a training rank that makes no step; None: from its own steps
     earlier_tokens: tuple[str, ...] = ()  # of this job's attempts whose end not every node could certify
 
     @property
