@@ -81,7 +81,7 @@ class Limits(_Section):
     hang_s: float | None = Field(
         default=None,
         ge=1,
-        description="seconds without a step after which a training rank hangs; null: ten times its longest, at least 60",
+        description="seconds without a step after which a training rank hangs; null: ten times its longest one",
     )
     start_timeout_s: float = Field(default=600.0, gt=0, description="from launch to the workers' first heartbeat")
 
