@@ -74,6 +74,18 @@ class Cluster:
         spec = counting_spec(self.folder / "job.yaml", *arguments, gang={"nodes": nodes, "workers_per_node": 1}, **more)
         return str(json.loads(self.rexctl("submit", str(spec), "--json"))["job_id"])
 
+    def submit_canary(self, *arguments: object, nodes: int) -> str:
+        """Submit the product's own canary with one rank on each node."""
+        spec = {
+            "name": "canary",
+            "gang": {"nodes": nodes, "workers_per_node": 1},
+            "program": {"module": "cluster.canary", "args": [str(argument) for argument in arguments]},
+            "retry": {"backoff_s": 0.2},
+        }
+        path = self.folder / "canary.yaml"
+        path.write_text(yaml.safe_dump(spec))
+        return str(json.loads(self.rexctl("submit", str(path), "--json"))["job_id"])
+
     def status(self, job: str) -> dict[str, Any]:
         return job_view(Store(self.home.database_url), job, mlflow_uri="")
 

@@ -1,0 +1,95 @@
+"""How soon a gang over three hosts ends after its first death, and how soon a job goes on after a host is lost.
+
+Beside the limits that we set ourselves. Three hosts as network namespaces, a Ray node on each, the canary in the place
+of training: what is measured is ours alone. From the loss to msrun's start on every node of the next attempt; what
+msrun and the program then take is what they take by hand.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.pairs import Result
+from orchestrator.store import Store
+from tests.support import hosts as hosts_support
+from tests.support.hosts import Hosts
+from tests.support.ray_hosts import Cluster
+
+LEASE_S = 12.0
+DEATH_LIMIT_S, CONFIRMED_LIMIT_S, SILENT_LIMIT_S = 5.0, 15.0, LEASE_S + 15.0
+_DEATHS, _LOSSES = 20, 5
+_CANARY = ("--steps", 3000, "--step_s", 0.1, "--commit_every", 10)
+
+
+def run() -> list[Result]:
+    lacking = hosts_support.missing()
+    if lacking is not None:
+        print(f"not run: several hosts on one machine: {lacking}", file=sys.stderr)
+        return []
+    with tempfile.TemporaryDirectory(prefix="rexhosts", dir="/var/tmp") as name, Hosts(Path(name), 3) as hosts:
+        gone = ["test", "-e", f"{name}/gone-{{host}}"]
+        cluster = Cluster(hosts, Path(name), lease_s=LEASE_S, host_gone_command=gone)
+        cluster.up()
+        deaths = [first_death(cluster) for _ in range(_DEATHS)]
+        confirmed = [loss(cluster, confirmed=True) for _ in range(_LOSSES)]
+        silent = [loss(cluster, confirmed=False) for _ in range(_LOSSES)]
+        cluster.rexctl("down", "--now")
+    p95 = statistics.quantiles(deaths, n=20)[-1]
+    return [
+        _beside("first death to the last worker's end, 3 hosts", DEATH_LIMIT_S, deaths, f"p95 {p95:.2f} s"),
+        _beside("confirmed loss of a host to msrun's start", CONFIRMED_LIMIT_S, confirmed, "the provider says so"),
+        _beside("silent loss of a host to msrun's start", SILENT_LIMIT_S, silent, f"a lease of {LEASE_S:g} s"),
+    ]
+
+
+def _beside(name: str, limit_s: float, seconds: list[float], note: str) -> Result:
+    longest = f"{note}, longest {max(seconds):.2f} s"
+    return Result(name=name, peer=f"limit of {limit_s:g} s", pairs=tuple((s, limit_s) for s in seconds), note=longest)
+
+
+def _training(cluster: Cluster, nodes: int) -> tuple[str, dict[str, Any]]:
+    job = cluster.submit_canary(*_CANARY, nodes=nodes)
+    return job, cluster.wait(job, lambda s: s["progress"]["step"] > 15 and s["checkpoint"] is not None)
+
+
+def _cancel(cluster: Cluster, job: str) -> None:
+    cluster.rexctl("cancel", job)
+    cluster.finish(job)
+
+
+def first_death(cluster: Cluster) -> float:
+    """Seconds from a SIGKILL of one rank to the end of the last process of the gang on any host."""
+    job, status = _training(cluster, nodes=3)
+    host = int(status["nodes"][2]["host"].removeprefix("rexhost"))
+    killed_at = time.time()
+    cluster.hosts.run(host, ["kill", "-9", str(status["ranks"][2]["pid"])])
+    cluster.wait(job, lambda s: s["attempts"][0]["cause"] is not None)
+    ended = max(cluster.record(job, 1, rank, "ended.json")["at"] for rank in range(3))
+    _cancel(cluster, job)
+    return float(ended - killed_at)
+
+
+def loss(cluster: Cluster, *, confirmed: bool) -> float:
+    """Seconds from the loss of one of two hosts to the start of msrun on all nodes of the next attempt."""
+    job, status = _training(cluster, nodes=2)
+    host = next(name for name in status["attempts"][0]["hosts"] if name != "rexhost1")
+    number = int(host.removeprefix("rexhost"))
+    gone = cluster.folder / f"gone-{host}"
+    if not confirmed:
+        cluster.hosts.cut(number)
+    cluster.hosts.kill(number)
+    lost_at = time.time()
+    if confirmed:
+        gone.touch()
+    cluster.wait(job, lambda s: len(s["attempts"]) == 2 and s["attempts"][1]["from_step"] is not None)
+    ready_at = Store(cluster.home.database_url).attempt(job, 2).ready_at
+    _cancel(cluster, job)
+    gone.unlink(missing_ok=True)
+    cluster.renew(number)
+    assert ready_at is not None
+    return ready_at - lost_at
