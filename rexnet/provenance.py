@@ -4,42 +4,37 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import subprocess
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+
+from jobs import ascend
 
 
 def library_versions(device: str) -> dict[str, str]:
     """Versions that may change a result's bits, and the kind of device."""
     names = ("mindspore", "numpy", "opencv-python-headless", "pillow")
     versions = {"python": platform.python_version(), "device": device, **{n: metadata.version(n) for n in names}}
-    return versions | (ascend_versions(Path("/usr/local/Ascend"), os.environ) if device == "Ascend" else {})
+    return versions | (ascend_versions(Path(ascend.ROOT), os.environ) if device == "Ascend" else {})
 
 
 def ascend_versions(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
     """Versions of driver, firmware and CANN, from the files that their installers leave; "unknown" where there is none.
 
-    Written to Huawei's documentation (installation guides of CANN 8.0), not run on hardware by us: the driver's and
-    firmware's `version.info` below `root`, CANN's `ascend_toolkit_install.info` below ASCEND_TOOLKIT_HOME.
+    The driver's and firmware's lie below `root`, CANN's below ASCEND_TOOLKIT_HOME: see `jobs.ascend`.
     """
     toolkit = Path(environment.get("ASCEND_TOOLKIT_HOME") or root / "ascend-toolkit" / "latest")
-    installed = [path for path in sorted(toolkit.glob("*-linux/ascend_toolkit_install.info")) if path.is_file()]
-    return {
-        "driver": _version_in(root / "driver" / "version.info"),
-        "firmware": _version_in(root / "firmware" / "version.info"),
-        "cann": _version_in(installed[0]) if installed else "unknown",
-    }
+    installed = [path for path in sorted(toolkit.glob(ascend.TOOLKIT_FILE)) if path.is_file()]
+    versions = {name: _version_in(root / path) for name, path in ascend.VERSION_FILES.items()}
+    return {**versions, "cann": _version_in(installed[0]) if installed else ascend.UNKNOWN}
 
 
 def _version_in(path: Path) -> str:
-    """The value of the line `Version=` or `version=`."""
     try:
-        found = re.search(r"^version=(\S+)$", path.read_text(errors="replace"), re.IGNORECASE | re.MULTILINE)
+        return ascend.version_in(path.read_text(errors="replace"))
     except OSError:
-        return "unknown"
-    return found[1] if found else "unknown"
+        return ascend.UNKNOWN
 
 
 def code_version() -> dict[str, str]:
