@@ -30,6 +30,10 @@ class LaunchPlan:
     lease_s: float = LEASE_S
     hang_s: float | None = None  # patience with a training rank that makes no step; None: from its own steps
     earlier_tokens: tuple[str, ...] = ()  # of this job's attempts whose end not every node could certify
+    code: str = ""  # digest of our packages that every node is to run; "" for whatever it has
+    code_roots: tuple[str, ...] = ()  # by node rank: the folder of our packages that was brought there, "" for its own
+    data_dir: str = ""  # the job's data folder, which every node must have; "" for none
+    min_free_bytes: int = 0  # on the file system of work_root
 
     @property
     def world_size(self) -> int:
@@ -38,12 +42,16 @@ class LaunchPlan:
     def directory(self, node_rank: int) -> str:
         return f"{self.work_root}/{self.job}/attempt-{self.attempt}/node-{node_rank}"
 
+    def code_root(self, node_rank: int) -> str:
+        """Where the packages lie that were brought to this node; "" if it runs its own."""
+        return self.code_roots[node_rank] if self.code_roots else ""
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> LaunchPlan:
         values: dict[str, Any] = json.loads(text)
-        for name in ("program", "from_env", "prepare", "earlier_tokens"):
-            values[name] = tuple(values[name])
+        for name in ("program", "from_env", "prepare", "earlier_tokens", "code_roots"):
+            values[name] = tuple(values.get(name, ()))  # an attempt that an older control plane started has fewer
         return cls(**values)

@@ -1,0 +1,219 @@
+"""What a node says of itself, on this machine and on recorded outputs of Ascend's tools (not run on its hardware)."""
+
+from __future__ import annotations
+
+import os
+import socket
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from cluster import code, preflight
+from cluster.launch import LaunchPlan
+from cluster.readiness import can_import, why_not_ready, with_code
+from jobs import ascend
+from jobs.contract import Exit
+
+ONE_CHIP = """\
++------------------------------------------------------------------------------------------------+
+| npu-smi 24.1.0                   Version: 24.1.0                                               |
++---------------------------+---------------+----------------------------------------------------+
+| NPU   Name                | Health        | Power(W)    Temp(C)           Hugepages-Usage(page)|
+| Chip                      | Bus-Id        | AICore(%)   Memory-Usage(MB)  HBM-Usage(MB)        |
++===========================+===============+====================================================+
+| 0     910B1               | OK            | 93.1        36                0    / 0             |
+| 0                         | 0000:C1:00.0  | 0           0    / 0          3418 / 65536         |
++===========================+===============+====================================================+
+| 1     910B1               | Critical      | 92.2        37                0    / 0             |
+| 0                         | 0000:01:00.0  | 0           0    / 0          3405 / 65536         |
++===========================+===============+====================================================+
+| 2     910B1               | Warning       | 93.1        34                0    / 0             |
+| 0                         | 0000:C2:00.0  | 0           0    / 0          3405 / 65536         |
++===========================+===============+====================================================+
++---------------------------+---------------+----------------------------------------------------+
+| NPU     Chip              | Process id    | Process name             | Process memory(MB)      |
++===========================+===============+====================================================+
+| No running processes found in NPU 0                                                            |
++===========================+===============+====================================================+
+| 1       0                 | 4711          | python                   | 3405                    |
++===========================+===============+====================================================+
+"""
+TWO_CHIPS = """\
+| NPU   Name                | Health        | Power(W)    Temp(C)           Hugepages-Usage(page)|
+| Chip  Phy-ID              | Bus-Id        | AICore(%)   Memory-Usage(MB)  HBM-Usage(MB)        |
++===========================+===============+====================================================+
+| 0     Ascend910           | OK            | 166.5       38                0    / 0             |
+| 0     0                   | 0000:9D:00.0  | 0           0    / 0          3131 / 65536         |
++------------------------------------------------------------------------------------------------+
+| 0     Ascend910           | Alarm         | -           37                0    / 0             |
+| 1     1                   | 0000:9F:00.0  | 0           0    / 0          2886 / 65536         |
++===========================+===============+====================================================+
+| 1     Ascend910           | UNKNOWN       | 168.1       37                0    / 0             |
+| 0     2                   | 0000:99:00.0  | 0           0    / 0          3125 / 65536         |
+"""
+
+
+def test_health_of_each_npu_is_read_and_only_definite_trouble_counts() -> None:
+    assert ascend.healths_in(ONE_CHIP) == {"0": "OK", "1": "Critical", "2": "Warning"}
+    assert ascend.unfit(ascend.healths_in(ONE_CHIP)) == ["1"]
+    assert ascend.healths_in(TWO_CHIPS) == {"0": "Alarm", "1": "UNKNOWN"}
+    assert ascend.unfit(ascend.healths_in(TWO_CHIPS)) == ["0"]
+    assert ascend.healths_in("npu-smi: command failed") == {}
+
+
+def test_npu_smi_is_asked_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = tmp_path / "npu-smi"
+    command.write_text(f"#!/bin/sh\n[ \"$1\" = info ] && cat <<'END'\n{ONE_CHIP}END\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert preflight.npu_healths() == {"0": "OK", "1": "Critical", "2": "Warning"}
+    command.write_text("#!/bin/sh\nexit 1\n")
+    assert preflight.npu_healths() == {}
+
+
+def test_ascend_versions_are_read_and_a_node_without_a_driver_has_none(tmp_path: Path) -> None:
+    assert preflight.ascend_versions(tmp_path, {}) == {}
+    (tmp_path / "driver").mkdir()
+    (tmp_path / "driver" / "version.info").write_text("Version=24.1.0\nascendhal_version=7.35.23\n")
+    toolkit = tmp_path / "cann" / "aarch64-linux"
+    toolkit.mkdir(parents=True)
+    (toolkit / "ascend_toolkit_install.info").write_text("package_name=Ascend-cann-toolkit\nversion=8.0.0.beta1\n")
+    seen = preflight.ascend_versions(tmp_path, {"ASCEND_TOOLKIT_HOME": str(tmp_path / "cann")})
+    assert seen == {"driver": "24.1.0", "firmware": "unknown", "cann": "8.0.0.beta1"}
+
+
+def test_facts_of_this_machine(tmp_path: Path) -> None:
+    seen = preflight.facts(str(tmp_path / "work"))
+    assert seen["host"] == socket.gethostname() and seen["unwritable"] == ""
+    assert seen["packages"]["mindspore"] == metadata.version("mindspore")
+    assert seen["incarnation"] == preflight.incarnation() != ""
+    assert seen["code"] == code.read_code().digest
+    assert seen["free_bytes"] > 0 and (tmp_path / "work").is_dir()
+
+
+def test_work_root_that_cannot_be_made_is_said_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    seen = preflight.facts(str(tmp_path / "file" / "work"))
+    assert seen["unwritable"] == "Not a directory" and seen["free_bytes"] > 0
+
+
+def test_lock_changes_with_any_version() -> None:
+    assert preflight.lock_digest({"a": "1", "b": "2"}) == preflight.lock_digest({"b": "2", "a": "1"})
+    assert preflight.lock_digest({"a": "1", "b": "2"}) != preflight.lock_digest({"a": "1", "b": "3"})
+
+
+@pytest.fixture
+def packages(tmp_path: Path) -> dict[str, Path]:
+    for name in preflight.PACKAGES:
+        (tmp_path / "ours" / name).mkdir(parents=True)
+        (tmp_path / "ours" / name / "__init__.py").write_text(f"NAME = '{name}'\n")
+    return code.folders_below(tmp_path / "ours")
+
+
+def test_digest_changes_with_content_and_name_and_not_with_what_is_built(packages: dict[str, Path]) -> None:
+    before = preflight.code_digest(packages)
+    (packages["rexnet"] / "kernels.so").write_bytes(b"built")
+    assert preflight.code_digest(packages) == before
+    (packages["rexnet"] / "__init__.py").rename(packages["rexnet"] / "other.py")
+    renamed = preflight.code_digest(packages)
+    (packages["rexnet"] / "other.py").write_text("NAME = 'changed'\n")
+    assert len({before, renamed, preflight.code_digest(packages)}) == 3
+    assert preflight.code_digest({"jobs": packages["jobs"]}) == "", "a package is missing"
+
+
+def test_unpacked_code_has_the_digest_of_what_was_read_and_is_unpacked_once(
+    packages: dict[str, Path], tmp_path: Path
+) -> None:
+    ours = code.read_code(packages)
+    root = Path(code.unpack(ours.archive, ours.digest, str(tmp_path / "work")))
+    assert root == tmp_path / "work" / "code" / ours.digest
+    assert preflight.code_digest(code.folders_below(root)) == ours.digest
+    assert code.unpack(b"not needed", ours.digest, str(tmp_path / "work")) == str(root)
+    assert [path.name for path in root.parent.iterdir()] == [ours.digest]
+    assert code.read_code(packages) == ours
+
+
+def test_damaged_code_is_unpacked_anew_and_what_is_not_as_said_is_refused(
+    packages: dict[str, Path], tmp_path: Path
+) -> None:
+    ours = code.read_code(packages)
+    root = Path(code.unpack(ours.archive, ours.digest, str(tmp_path)))
+    (root / "jobs" / "__init__.py").write_text("")
+    assert code.unpack(ours.archive, ours.digest, str(tmp_path)) == str(root)
+    assert preflight.code_digest(code.folders_below(root)) == ours.digest
+    with pytest.raises(OSError, match="does not hold what was sent"):
+        code.unpack(ours.archive, "0" * 64, str(tmp_path))
+
+
+def launch(tmp_path: Path, **changes: object) -> LaunchPlan:
+    plan = {
+        "job": "j",
+        "attempt": 1,
+        "token": "t",
+        "nodes": 1,
+        "workers_per_node": 1,
+        "cpus_per_worker": 1,
+        "npus_per_node": 0,
+        "program": ("script", __file__),
+        "work_root": str(tmp_path),
+    }
+    return LaunchPlan(**{**plan, **changes})  # type: ignore[arg-type]
+
+
+def test_node_that_has_all_that_the_attempt_needs_is_ready(tmp_path: Path) -> None:
+    plan = launch(tmp_path, data_dir=str(tmp_path), min_free_bytes=1, code=code.read_code().digest)
+    assert why_not_ready(plan, 0) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "code_said"),
+    [
+        ({"data_dir": "/no/data"}, "data.dir /no/data on HOST: No such file or directory", Exit.CONFIG),
+        ({"data_dir": __file__}, f"data.dir {__file__} on HOST: not a directory", Exit.CONFIG),
+        ({"program": ("script", "/no.py")}, "program.script /no.py on HOST: No such file or directory", Exit.CONFIG),
+        (
+            {"program": ("module", "rexnet.trian")},
+            "program.module rexnet.trian on HOST: not installed there",
+            Exit.CONFIG,
+        ),
+        ({"code": "0" * 64}, "than the control plane (000000000000)", Exit.INFRASTRUCTURE),
+        ({"min_free_bytes": 1 << 60}, "of min_free_disk_gib", Exit.INFRASTRUCTURE),
+    ],
+)
+def test_what_a_node_lacks_is_one_sentence_that_names_it(
+    tmp_path: Path, changes: dict[str, object], said: str, code_said: Exit
+) -> None:
+    lack = why_not_ready(launch(tmp_path, **changes), 0)
+    assert lack is not None and lack[1] is code_said
+    assert said.replace("HOST", socket.gethostname()) in lack[0] and socket.gethostname() in lack[0]
+
+
+def test_file_server_that_does_not_answer_is_not_the_jobs_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.stat
+
+    def stale(path: object, **options: object) -> os.stat_result:
+        if str(path) == "/mnt/data":
+            raise OSError(116, "Stale file handle")
+        return real(path, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "stat", stale)
+    lack = why_not_ready(launch(tmp_path, data_dir="/mnt/data"), 0)
+    assert lack == (f"data.dir /mnt/data on {socket.gethostname()}: Stale file handle", Exit.INFRASTRUCTURE)
+
+
+def test_module_is_found_without_being_imported(tmp_path: Path) -> None:
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    (tmp_path / "pack" / "train.py").write_text("")
+    assert can_import("pack.train", str(tmp_path)) and not can_import("pack.train")
+    assert can_import("json.tool") and not can_import("json.tool.x") and not can_import("json.nothing")
+
+
+def test_brought_code_comes_first_on_the_programs_path(tmp_path: Path) -> None:
+    plan = launch(tmp_path, nodes=2, code_roots=("", "/code/x"), env={"PYTHONPATH": "/mine"})
+    assert with_code(plan, 0).env["PYTHONPATH"] == "/mine"
+    assert with_code(plan, 1).env["PYTHONPATH"] == "/code/x:/mine"
+    assert LaunchPlan.from_json(plan.to_json()) == plan
