@@ -23,6 +23,7 @@ from cluster.ending import ENV_SUPERVISES, blank_record, failed, outcomes_on_dis
 from cluster.launch import LaunchPlan
 from cluster.lease import Lease, boottime
 from cluster.lines import read_lines
+from cluster.readiness import why_not_ready, with_code
 from cluster.register import HeadRegister
 from cluster.supervisor import PEER_HANGS, START_FILE
 from jobs.contract import ENV_TOKEN, Exit
@@ -41,7 +42,7 @@ class Agent:
     """One node of one attempt. All public methods return at once; they run beside the working thread."""
 
     def __init__(self, plan_json: str, node_rank: int) -> None:
-        self._plan = LaunchPlan.from_json(plan_json)
+        self._plan = with_code(LaunchPlan.from_json(plan_json), node_rank)
         self._rank = node_rank
         self._directory = Path(self._plan.directory(node_rank))
         self._lock = threading.Lock()
@@ -95,7 +96,8 @@ class Agent:
         except PrepareFailed as failure:
             self._end({"fault": {"rank": None, "code": failure.code}, "message": str(failure)})
         except Exception as error:  # the thread must not die silently: whatever it was ends the attempt, by name
-            self._end({"fault": {"rank": None, "code": None}, "message": f"agent: {type(error).__name__}: {error}"})
+            said = f"agent on {socket.gethostname()}: {type(error).__name__}: {error}"
+            self._end({"fault": {"rank": None, "code": None}, "message": said})
         self._tell_peers()
 
     def _may_go_on(self) -> bool:
@@ -121,6 +123,9 @@ class Agent:
                 "(the environment in which Ray was started there counts)",
                 int(Exit.CONFIG),
             )
+        lack = why_not_ready(self._plan, self._rank)
+        if lack is not None:
+            raise PrepareFailed(lack[0], int(lack[1]))
         if not self._plan.prepare:
             return
         log_path = self._directory / "prepare.log"
@@ -183,6 +188,7 @@ class Agent:
                     pass_fds=(theirs.fileno(),),
                     stdin=subprocess.DEVNULL,
                     env={**os.environ, ENV_SUPERVISES: self._plan.token},
+                    cwd="/",  # where Ray was started may lie another copy of our packages
                     check=True,
                 )
             self._link, self._phase = ours, "starting"

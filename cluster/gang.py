@@ -8,8 +8,8 @@ last one stopped, and doing a thing twice does it once.
 from __future__ import annotations
 
 import logging
-import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,13 +25,18 @@ from ray.exceptions import (
 from ray.util import get_placement_group, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from cluster import code, preflight
 from cluster.agent import NAMESPACE, Agent, agent_name
 from cluster.ending import certify
 from cluster.launch import LaunchPlan
 from cluster.register import HeadRegister, translated
+from jobs import ascend
 from jobs.errors import ClusterUnreachable
 
 _POLL_S = 2.0
+
+for _module in (ascend, preflight, code):  # what they hold is to run on nodes that have an older one of them, or none
+    ray.cloudpickle.register_pickle_by_value(_module)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +63,6 @@ class NodeView:
     answer: str
     report: dict[str, Any] | None = None
     detail: str = ""
-
-
-def _host() -> str:
-    return socket.gethostname()
 
 
 def _call_fault(what: str, *arguments: Any) -> Any:
@@ -133,6 +134,7 @@ class Gangs:
                 resources=resources,
                 max_restarts=0,
                 max_concurrency=4,
+                runtime_env=_with_code(plan, node_rank),
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=node_rank),
             )
             self._agents[plan.job, plan.attempt, node_rank] = actor.remote(plan.to_json(), node_rank)
@@ -197,19 +199,14 @@ class Gangs:
     @translated
     def certify(self, plan: LaunchPlan, node_rank: int, node_id: str, timeout_s: float = 60.0) -> dict[str, Any]:
         """The teardown certificate of a node whose agent died, made by a task on that very node."""
-        task = ray.remote(certify).options(
-            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False), max_retries=0
-        )
+        task = _task_on(certify, node_id, runtime_env=_with_code(plan, node_rank))
         record: dict[str, Any] = ray.get(task.remote(plan.to_json(), node_rank), timeout=timeout_s)
         return record
 
     def answers(self, node_id: str, timeout_s: float = 10.0) -> bool:
         """Does a task on that very node come back?"""
-        task = ray.remote(_host).options(
-            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False), max_retries=0
-        )
         try:
-            ray.get(task.remote(), timeout=timeout_s)
+            ray.get(_task_on(preflight.incarnation, node_id).remote(), timeout=timeout_s)
         except (RayError, ConnectionError, TimeoutError):
             return False
         return True
@@ -217,10 +214,18 @@ class Gangs:
     @translated
     def on_node(self, node_id: str, what: str, *arguments: Any, timeout_s: float = 60.0) -> Any:
         """Call a function of `cluster.faults` on that very node."""
-        task = ray.remote(_call_fault).options(
-            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False), max_retries=0
-        )
-        return ray.get(task.remote(what, *arguments), timeout=timeout_s)
+        return ray.get(_task_on(_call_fault, node_id).remote(what, *arguments), timeout=timeout_s)
+
+    @translated
+    def preflight(self, node_id: str, work_root: str) -> Future[dict[str, Any]]:
+        """What `cluster.preflight.facts` sees on that very node; ClusterUnreachable from the future if it cannot."""
+        return _future(_task_on(preflight.facts, node_id).remote(work_root), "the preflight")
+
+    @translated
+    def bring_code(self, node_id: str, ours: code.Code, work_root: str) -> Future[str]:
+        """Unpack our packages on that node; the future holds the folder, or ClusterUnreachable."""
+        task = _task_on(code.unpack, node_id)
+        return _future(task.remote(ours.archive, ours.digest, work_root), "unpacking our code")
 
     @translated
     def release(self, job: str, attempt: int, nodes: int) -> None:
@@ -234,3 +239,40 @@ class Gangs:
             remove_placement_group(get_placement_group(f"gang/{job}/{attempt}"))
         except ValueError:
             return  # removed already
+
+
+def _task_on(function: Callable[..., Any], node_id: str, *, runtime_env: dict[str, Any] | None = None) -> Any:
+    """A task for that very node, beside whatever runs there."""
+    return ray.remote(function).options(
+        num_cpus=0,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+        max_retries=0,
+        runtime_env=runtime_env or {},
+    )
+
+
+def _with_code(plan: LaunchPlan, node_rank: int) -> dict[str, Any]:
+    """Ray's runtime environment for a process of ours on that node: the packages that were brought there come first."""
+    root = plan.code_root(node_rank)
+    return {"env_vars": {"PYTHONPATH": f"{root}:${{PYTHONPATH}}"}} if root else {}
+
+
+def _future(reference: Any, what: str) -> Future[Any]:
+    """A task's outcome, whatever Ray raises translated."""
+    answer: Future[Any] = Future()
+
+    def done(theirs: Future[Any]) -> None:
+        error = theirs.exception()
+        if error is None:
+            answer.set_result(theirs.result())
+        else:
+            answer.set_exception(ClusterUnreachable(f"{what} failed: {_last_line(error)}"))
+
+    reference.future().add_done_callback(done)
+    return answer
+
+
+def _last_line(error: BaseException) -> str:
+    """What it comes down to: Ray puts a traceback before the error of a task."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
