@@ -35,7 +35,9 @@ def serve(home: Home, stopped: threading.Event) -> int:
     """Run the loop until `stopped`, or until a fresh process is needed (a lost cluster, services that moved)."""
     from cluster.gang import Gangs
     from orchestrator.effects import Effects
+    from orchestrator.fitness import Wanted
     from orchestrator.loop import Loop
+    from orchestrator.nodes import Census
     from orchestrator.provider import Provider
     from orchestrator.store import Store
     from orchestrator.tracking import Tracking
@@ -44,8 +46,10 @@ def serve(home: Home, stopped: threading.Event) -> int:
     store = Store(home.database_url)
     where = (stack.ray_address, stack.mlflow_uri)
     gangs = Gangs(stack.ray_address)
-    effects = Effects(store, gangs, Tracking(stack.mlflow_uri, store), home)
-    loop = Loop(store, gangs, effects, provider=Provider(home.settings.host_gone_command))
+    wanted = Wanted.here(home)
+    effects = Effects(store, gangs, Tracking(stack.mlflow_uri, store), home, code=wanted.code.digest)
+    census = Census(store, gangs, wanted)
+    loop = Loop(store, gangs, effects, census, provider=Provider(home.settings.host_gone_command))
     gangs.connect()
     _listen(stopped)  # again: Ray has put its own handler there, which prints stacks and ends the process in mid-round
     while not stopped.wait(_TICK_S):

@@ -55,6 +55,7 @@ def build_launch(
     tracking_uri: str,
     mlflow_run: str | None,
     earlier_tokens: tuple[str, ...] = (),
+    code: str = "",
 ) -> LaunchPlan:
     """The launch plan of an attempt: everything the nodes need, and no secret."""
     spec = row.spec
@@ -94,14 +95,19 @@ def build_launch(
         lease_s=home.settings.lease_s,
         hang_s=spec.limits.hang_s,
         earlier_tokens=earlier_tokens,
+        code=code,
+        code_roots=tuple(node.get("code_root", "") for node in attempt.nodes),
+        data_dir=spec.data.dir or "",
+        min_free_bytes=home.settings.min_free_bytes,
     )
 
 
 class Effects:
     """Runs pending effects in a few threads; `step` is called by the loop and never blocks."""
 
-    def __init__(self, store: Store, gangs: Gangs, tracking: Tracking, home: Home) -> None:
-        self.store, self.gangs, self.tracking, self.home = store, gangs, tracking, home
+    def __init__(self, store: Store, gangs: Gangs, tracking: Tracking, home: Home, *, code: str) -> None:
+        """`code`: digest of our packages that every node is to run."""
+        self.store, self.gangs, self.tracking, self.home, self.code = store, gangs, tracking, home, code
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="effect")
         self._running: dict[str, Future[None]] = {}  # by job
 
@@ -167,6 +173,7 @@ class Effects:
             tracking_uri=self.tracking.uri,
             mlflow_run=run,
             earlier_tokens=tuple(lost[-_SWEPT_AGAIN:]),
+            code=self.code,
         )
         self.store.note_attempt(row.id, attempt.number, plan=asdict(plan))
         self.gangs.launch(plan, tuple(node["id"] for node in attempt.nodes))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -16,8 +16,10 @@ from jobs.budgets import Cause
 from jobs.errors import ClusterUnreachable, RetryableError, RexError
 from jobs.states import BackoffElapsed, Effect, GangGranted, State, StopRequested
 from orchestrator.effects import Effects
+from orchestrator.fitness import Standing
 from orchestrator.following import Following
-from orchestrator.plan import Capacity, Demand, Grant, Holding, Preempt, Snapshot, Wait, Waiting, plan
+from orchestrator.nodes import Census
+from orchestrator.plan import Capacity, Demand, Grant, Holding, LeftOut, Preempt, Snapshot, Wait, Waiting, plan
 from orchestrator.provider import Provider
 from orchestrator.store import JobRow, Stale, Store
 from orchestrator.store.flags import PAUSED, READY
@@ -33,13 +35,14 @@ class Loop:
         store: Store,
         gangs: Gangs,
         effects: Effects,
+        census: Census,
         *,
         provider: Provider | None = None,
         clock: Callable[[], float] = time.time,
         steady: Callable[[], float] = time.monotonic,
     ) -> None:
         """`clock` is for what people see, `steady` for what is measured: it does not jump."""
-        self.store, self.gangs, self.effects, self.clock = store, gangs, effects, clock
+        self.store, self.gangs, self.effects, self.census, self.clock = store, gangs, effects, census, clock
         self.following = Following(store, gangs, provider=provider or Provider(None), clock=clock, steady=steady)
 
     def tick(self) -> None:
@@ -49,6 +52,7 @@ class Loop:
         launching = {(e.job_id, e.attempt) for e in self.store.pending_effects() if e.effect is Effect.LAUNCH}
         active = [row for row in active if (row.id, row.job.attempt) not in launching]
         views = self.look(active)
+        self.census.step()
         for row in active:
             self._guarded(row, self.following.follow, views[row.id, row.job.attempt])
         self.following.teardown.listen()
@@ -96,6 +100,7 @@ class Loop:
     # -- waiting jobs
 
     def _wake(self, row: JobRow) -> None:
+        self.census.doubt(row)
         due = row.job.not_before is None or self.clock() >= row.job.not_before
         if row.state is State.BACKOFF and due:
             self.store.apply(row, BackoffElapsed(), now=self.clock(), action="backoff_elapsed")
@@ -103,11 +108,14 @@ class Loop:
     def snapshot(self) -> Snapshot:
         """What `plan` decides on."""
         now = self.clock()
-        nodes = tuple(
-            Capacity(id=node["id"], cpus=node["cpus"], npus=node["npus"])
-            for node in self.store.nodes()
-            if node["alive"] and node["id"] not in self.following.teardown.silent
-        )
+        verdicts = self.census.verdicts(self.following.teardown.silent)
+        nodes, left_out = [], []
+        for node in self.store.nodes():
+            verdict = verdicts[node["id"]]
+            if verdict.standing is Standing.USABLE:
+                nodes.append(Capacity(id=node["id"], cpus=node["cpus"], npus=node["npus"]))
+            elif verdict.standing is not Standing.LOST:
+                left_out.append(LeftOut(id=node["id"], cpus=node["cpus"], npus=node["npus"], reason=verdict.reason))
         waiting, holding = [], []
         for row in [*self.store.jobs(active=False), *self.store.jobs(active=True)]:
             demand = Demand.of(row.spec.gang)
@@ -129,7 +137,11 @@ class Loop:
                     )
                 )
         return Snapshot(
-            nodes=nodes, waiting=tuple(waiting), holding=tuple(holding), paused=bool(self.store.flag(PAUSED))
+            nodes=tuple(nodes),
+            waiting=tuple(waiting),
+            holding=tuple(holding),
+            paused=bool(self.store.flag(PAUSED)),
+            left_out=tuple(left_out),
         )
 
     # -- commit
@@ -149,7 +161,7 @@ class Loop:
     def _commit_one(self, decision: Grant | Preempt | Wait, nodes: dict[str, Any]) -> None:
         row, now = self.store.get(decision.job_id), self.clock()
         if isinstance(decision, Grant):
-            chosen = [{key: nodes[i][key] for key in ("id", "host", "address")} for i in decision.node_ids]
+            chosen = [_place(nodes[i]) for i in decision.node_ids]
             hosts = [node["host"] for node in chosen]
             self.store.apply(row, GangGranted(), now=now, action="gang_granted", detail={"hosts": hosts}, nodes=chosen)
             self.store.note(row.id, waiting="")
@@ -159,3 +171,13 @@ class Loop:
             self.store.apply(row, stop, now=now, action="preempt_requested", detail=detail)
         elif row.waiting != decision.reason:
             self.store.note(row.id, waiting=decision.reason)
+
+
+def _place(node: Mapping[str, Any]) -> dict[str, str]:
+    """What an attempt keeps of a node that it runs on."""
+    seen = node["preflight"] or {}
+    return {
+        **{key: node[key] for key in ("id", "host", "address")},
+        "incarnation": node["incarnation"] or "",
+        "code_root": seen.get("code_root", ""),
+    }

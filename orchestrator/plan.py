@@ -7,7 +7,7 @@ Strict order by priority, then by time of submission. A job that has to wait kee
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jobs.spec import Gang
 
@@ -40,6 +40,16 @@ class Capacity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """A node that is there but may not be used; `reason` is a sentence that names it."""
+
+    id: str
+    cpus: float
+    npus: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
     job_id: str
     priority: int
@@ -62,10 +72,11 @@ class Holding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    nodes: tuple[Capacity, ...]  # alive ones only
+    nodes: tuple[Capacity, ...]  # usable ones only
     waiting: tuple[Waiting, ...]
     holding: tuple[Holding, ...]
     paused: bool = False
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,14 +100,17 @@ class Wait:
 
 Decision = Grant | Preempt | Wait
 _Free = dict[str, tuple[float, float]]
+_NAMED = 3  # nodes that are left out, in a sentence about a job; `rexctl nodes` names them all
 
 
 def plan(snapshot: Snapshot) -> list[Decision]:
     """What to do now. At most one decision for each waiting job, plus the preemptions it asks for."""
     free: _Free = {node.id: (node.cpus, node.npus) for node in snapshot.nodes}
-    everything = dict(free)
+    others: _Free = {node.id: (node.cpus, node.npus) for node in snapshot.left_out}
+    everything, others_free = dict(free), dict(others)
     for holder in snapshot.holding:
         _take(free, holder.node_ids, holder.demand)
+        _take(others_free, holder.node_ids, holder.demand)
     decisions: list[Decision] = []
     leaving = {holder.job_id for holder in snapshot.holding if holder.stopping}
     ahead: Waiting | None = None
@@ -104,7 +118,8 @@ def plan(snapshot: Snapshot) -> list[Decision]:
         if snapshot.paused:
             decisions.append(Wait(job_id=job.job_id, reason="the control plane is being shut down"))
         elif fit(everything, job.demand) is None:
-            decisions.append(Wait(job_id=job.job_id, reason=_too_large(job.demand, snapshot.nodes)))
+            blame = _blame({**everything, **others}, job.demand, snapshot.left_out)
+            decisions.append(Wait(job_id=job.job_id, reason=_too_large(job.demand, snapshot.nodes) + blame))
         elif ahead is not None:
             reason = f"behind {ahead.job_id} (priority {ahead.priority}), which waits for the same nodes"
             decisions.append(Wait(job_id=job.job_id, reason=reason))
@@ -113,7 +128,9 @@ def plan(snapshot: Snapshot) -> list[Decision]:
             decisions.append(Grant(job_id=job.job_id, node_ids=chosen))
         else:
             ahead = job
-            decisions += _make_room(job, free, snapshot.holding, leaving)
+            preempted, wait = _make_room(job, free, snapshot.holding, leaving)
+            blame = _blame({**free, **others_free}, job.demand, snapshot.left_out)
+            decisions += [*preempted, replace(wait, reason=wait.reason + blame)]
     return decisions
 
 
@@ -131,7 +148,7 @@ def _take(free: _Free, node_ids: Sequence[str], demand: Demand, sign: int = -1) 
             free[node] = (cpus + sign * demand.cpus, npus + sign * demand.npus)
 
 
-def _make_room(job: Waiting, free: _Free, holding: Sequence[Holding], leaving: set[str]) -> list[Decision]:
+def _make_room(job: Waiting, free: _Free, holding: Sequence[Holding], leaving: set[str]) -> tuple[list[Preempt], Wait]:
     """Preempt the fewest cheapest jobs of lower priority that make room, if any do; say what is waited for."""
     room = dict(free)
     for holder in holding:
@@ -139,7 +156,7 @@ def _make_room(job: Waiting, free: _Free, holding: Sequence[Holding], leaving: s
             _take(room, holder.node_ids, holder.demand, +1)
     if fit(room, job.demand) is not None:
         who = ", ".join(sorted(leaving))
-        return [Wait(job_id=job.job_id, reason=f"needs {job.demand}; waits for {who} to drain")]
+        return [], Wait(job_id=job.job_id, reason=f"needs {job.demand}; waits for {who} to drain")
     victims: list[Holding] = []
     candidates = [h for h in holding if h.priority < job.priority and h.job_id not in leaving]
     for victim in sorted(candidates, key=lambda h: (h.priority, h.unsaved_s, h.job_id)):
@@ -149,15 +166,13 @@ def _make_room(job: Waiting, free: _Free, holding: Sequence[Holding], leaving: s
             break
     else:
         busy = ", ".join(f"{h.job_id} (priority {h.priority})" for h in holding) or "other work on the cluster"
-        return [Wait(job_id=job.job_id, reason=f"needs {job.demand}; {busy} holds them, at no lower priority")]
+        return [], Wait(job_id=job.job_id, reason=f"needs {job.demand}; {busy} holds them, at no lower priority")
     victims = _needed(job, room, victims)
     leaving |= {victim.job_id for victim in victims}
     reason = f"{job.job_id} (priority {job.priority}) needs {job.demand}"
     who = ", ".join(victim.job_id for victim in victims)
-    return [
-        *(Preempt(job_id=victim.job_id, for_job=job.job_id, reason=reason) for victim in victims),
-        Wait(job_id=job.job_id, reason=f"needs {job.demand}; preempts {who}"),
-    ]
+    preempted = [Preempt(job_id=victim.job_id, for_job=job.job_id, reason=reason) for victim in victims]
+    return preempted, Wait(job_id=job.job_id, reason=f"needs {job.demand}; preempts {who}")
 
 
 def _needed(job: Waiting, room: _Free, victims: list[Holding]) -> list[Holding]:
@@ -170,6 +185,15 @@ def _needed(job: Waiting, room: _Free, victims: list[Holding]) -> list[Holding]:
         else:
             _take(room, victim.node_ids, victim.demand, +1)
     return kept
+
+
+def _blame(with_them: _Free, demand: Demand, left_out: Sequence[LeftOut]) -> str:
+    """Names the nodes that are left out, if it is for want of them that a job waits."""
+    if not left_out or fit(with_them, demand) is None:
+        return ""
+    shown = [node.reason for node in left_out[:_NAMED]]
+    more = [f"and {len(left_out) - _NAMED} more"] if len(left_out) > _NAMED else []
+    return f"; left out: {'; '.join([*shown, *more])}"
 
 
 def _too_large(demand: Demand, nodes: Sequence[Capacity]) -> str:

@@ -32,7 +32,14 @@ class Settings(BaseModel):
     host_gone_command: list[str] | None = Field(
         default=None, min_length=1, description="exits 0 if {host} ({address}) is off for certain: the provider's word"
     )
+    min_free_disk_gib: float = Field(
+        default=1.0, ge=0, description="a node with less free disk for work_root is left out"
+    )
     isolate: str = Field(default="auto", pattern="^(auto|never)$", description="PID namespace for each attempt")
+
+    @property
+    def min_free_bytes(self) -> int:
+        return int(self.min_free_disk_gib * (1 << 30))
 
     @field_validator("mlflow_uri")
     @classmethod

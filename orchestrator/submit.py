@@ -10,6 +10,7 @@ from typing import Any
 from jobs.errors import NotFoundError, SpecError
 from jobs.spec import JobSpec, parse_spec
 from jobs.states import State
+from orchestrator.fitness import Standing, survey
 from orchestrator.settings import Home
 from orchestrator.storage import protocol_for
 from orchestrator.store import JobRow, Store
@@ -67,13 +68,21 @@ def _check_program(spec: JobSpec, source: str) -> None:
 
 
 def check_cluster(spec: JobSpec, store: Store) -> None:
-    """An existing cluster: more nodes than it has now is refused; what is merely busy queues."""
-    nodes = [node for node in store.nodes() if node["alive"]]
-    if spec.gang.nodes > len(nodes):
-        raise SpecError(
-            f"gang.nodes is {spec.gang.nodes}, the cluster has {len(nodes)} node{'s' * (len(nodes) != 1)}",
-            hint="add nodes to the cluster or ask for fewer",
-        )
+    """An existing cluster: more nodes than it has now is refused; what is merely busy queues.
+
+    A node that is left out does not count; one that has not answered its preflight yet may turn out to be usable.
+    """
+    verdicts = [v for v in survey(store.nodes(), now=time.time()).values() if v.standing is not Standing.LOST]
+    bad = [verdict.reason for verdict in verdicts if verdict.standing is Standing.LEFT_OUT]
+    usable = len(verdicts) - len(bad)
+    if spec.gang.nodes > usable:
+        seen = f"gang.nodes is {spec.gang.nodes}, the cluster has {usable} node{'s' * (usable != 1)}"
+        if bad:
+            raise SpecError(
+                f"{seen} that can be used; left out: {'; '.join(bad)}",
+                hint="mend what is left out (`rexctl nodes` shows when it is used again) or ask for fewer",
+            )
+        raise SpecError(seen, hint="add nodes to the cluster or ask for fewer")
 
 
 def resolve_init_from(spec: JobSpec, store: Store | None) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from orchestrator.cli import (
     events,
     logs,
     ls,
+    nodes,
     preempt,
     resume,
     run,
@@ -37,7 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (run, submit, ls, status, why, logs, events, cancel, preempt, resume, verify, up, down, demo, chaos):
+for verb in (run, submit, ls, nodes, status, why, logs, events, cancel, preempt, resume, verify, up, down, demo, chaos):
     app.command(name=verb.__name__.rpartition(".")[2])(verb.command)
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(storage.app, name="storage")

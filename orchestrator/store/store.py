@@ -26,6 +26,7 @@ from orchestrator.store.tables import attempts, effects, events, flags, jobs, no
 
 _LOG = logging.getLogger("rexctl.store")
 _FORGET_NODE_S = 3600.0
+_PREFLIGHT = ("incarnation", "preflight", "problem")  # columns that Ray's list of nodes says nothing about
 _ID_ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"
 
 
@@ -312,7 +313,8 @@ class Store:
     # -- cluster and flags
 
     def see_nodes(self, seen: list[dict[str, Any]], *, now: float) -> None:
-        """Note what the cluster is; `lost_since` is kept from the first time a node was seen dead or not seen.
+        """Note what the cluster is; `lost_since` is kept from the first time a node was seen dead or not seen. What its
+        preflight saw is kept, too.
 
         A node that has vanished altogether (its Ray head was started anew) is kept as lost for an hour: attempts that
         ran on it have to be told from when on.
@@ -327,11 +329,17 @@ class Store:
             ]
             connection.execute(nodes.delete())
             for node in seen:
-                before = known.get(node["id"], {}).get("lost_since")
-                lost = None if node["alive"] else (before or now)
-                connection.execute(insert(nodes).values(**node, lost_since=lost, seen_at=now))
+                before = known.get(node["id"], {})
+                lost = None if node["alive"] else (before.get("lost_since") or now)
+                preflight = {name: before[name] for name in _PREFLIGHT if name in before}
+                connection.execute(insert(nodes).values(**node, lost_since=lost, seen_at=now, **preflight))
             for row in vanished:
                 connection.execute(insert(nodes).values(**row))
+
+    def note_node(self, node_id: str, **values: Any) -> None:
+        """Set what a node's preflight saw."""
+        with self._write() as connection:
+            connection.execute(update(nodes).where(nodes.c.id == node_id).values(**values))
 
     def nodes(self) -> list[Mapping[str, Any]]:
         return self._read(select(nodes).order_by(nodes.c.host))

@@ -155,6 +155,18 @@ def test_time_of_loss_is_the_first_time_a_node_was_seen_dead(store: Store) -> No
     assert store.nodes()[0]["lost_since"] is None
 
 
+def test_what_a_preflight_saw_stays_while_the_node_is_seen_again(store: Store) -> None:
+    node = {"id": "n", "host": "h", "address": "a", "cpus": 2.0, "npus": 0.0, "alive": True}
+    store.see_nodes([node], now=1.0)
+    assert (store.nodes()[0]["preflight"], store.nodes()[0]["problem"]) == (None, "")
+    store.note_node("n", incarnation="boot/1", preflight={"looked_at": 1.0}, problem="h has no disk")
+    store.see_nodes([{**node, "cpus": 4.0}], now=2.0)
+    store.see_nodes([], now=3.0)
+    (row,) = store.nodes()
+    assert (row["incarnation"], row["preflight"], row["problem"]) == ("boot/1", {"looked_at": 1.0}, "h has no disk")
+    assert (row["cpus"], row["lost_since"]) == (4.0, 3.0)
+
+
 def test_flags_hold_json(store: Store) -> None:
     assert store.flag("x") is None
     store.set_flag("x", {"a": 1})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -19,9 +20,11 @@ from jobs.spec import build_spec
 from jobs.states import Effect, State, StopRequested
 from orchestrator.effects import Effects
 from orchestrator.loop import Loop
+from orchestrator.nodes import Census
 from orchestrator.provider import Provider
 from orchestrator.store import JobRow, Store
 from tests.support.leases import Register
+from tests.support.nodes import WANTED, facts
 
 LEASE_S = 30.0
 
@@ -67,6 +70,11 @@ class ScriptedGangs:
     def kill_agent(self, job: str, attempt: int, node_rank: int) -> None:
         self.killed.append(job)
 
+    def preflight(self, node_id: str, work_root: str) -> Future[dict[str, Any]]:
+        answer: Future[dict[str, Any]] = Future()
+        answer.set_result(facts(host="h1"))
+        return answer
+
     def certify(self, plan: LaunchPlan, node_rank: int, node_id: str) -> dict[str, Any]:
         assert plan.job in self.killed, "nobody may be swept away whose agent could still start something"
         self.certified.append(plan.job)
@@ -96,7 +104,8 @@ class World:
         self.store = Store(f"sqlite:///{folder / 'store.db'}")
         self.store.migrate()
         effects = cast(Effects, NoEffects())
-        self.loop = Loop(self.store, cast(Gangs, self.gangs), effects, clock=self.clock, steady=self.clock)
+        census = Census(self.store, cast(Gangs, self.gangs), WANTED, clock=self.clock)
+        self.loop = Loop(self.store, cast(Gangs, self.gangs), effects, census, clock=self.clock, steady=self.clock)
 
     def submit(self, job: str = "j", **changes: Any) -> JobRow:
         spec = build_spec({"name": "j", "program": {"module": "m"}, **changes})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.plan import Capacity, Demand, Grant, Holding, Preempt, Snapshot, Wait, Waiting, plan
+from orchestrator.plan import Capacity, Demand, Grant, Holding, LeftOut, Preempt, Snapshot, Wait, Waiting, plan
 
 
 def demand(nodes: int = 1, cpus: float = 2) -> Demand:
@@ -123,3 +123,32 @@ def test_no_plan_exceeds_capacity_or_preempts_upwards(
     assert all(cpus <= 2 for cpus in used.values())
     answered = [d.job_id for d in decisions if not isinstance(d, Preempt)]
     assert sorted(answered) == sorted(by_id), "every waiting job is granted or told why not, once"
+
+
+def out(node: str) -> LeftOut:
+    return LeftOut(id=node, cpus=2, npus=0, reason=f"{node} has MindSpore 2.9.0 instead of 2.10.0")
+
+
+def reason(nodes: int, job: Waiting, held: list[Holding], *left_out: LeftOut) -> str:
+    capacity = tuple(Capacity(id=f"n{i}", cpus=2, npus=0) for i in range(nodes))
+    snapshot = Snapshot(nodes=capacity, waiting=(job,), holding=tuple(held), left_out=left_out)
+    (wait,) = plan(snapshot)
+    assert isinstance(wait, Wait)
+    return wait.reason
+
+
+def test_job_that_would_fit_with_a_left_out_node_names_it() -> None:
+    said = reason(1, waiting("wide", nodes=2), [], out("n7"))
+    assert said.endswith("the cluster has 1 x 2 CPUs; left out: n7 has MindSpore 2.9.0 instead of 2.10.0")
+    said = reason(2, waiting("wide", nodes=2), [holding("a", "n0")], out("n7"))
+    assert "a (priority 0) holds them" in said and "left out: n7" in said
+
+
+def test_job_that_would_not_fit_even_with_the_left_out_nodes_does_not_blame_them() -> None:
+    assert "left out" not in reason(1, waiting("huge", nodes=4), [], out("n7"))
+    assert "left out" not in reason(2, waiting("wide", nodes=2), [holding("a", "n0"), holding("b", "n7")], out("n7"))
+
+
+def test_many_left_out_nodes_are_named_up_to_three() -> None:
+    said = reason(1, waiting("wide", nodes=3), [], *(out(f"x{i}") for i in range(5)))
+    assert "x2 has" in said and "x3 has" not in said and said.endswith("and 2 more")
