@@ -34,6 +34,9 @@ class LaunchPlan:
     code_roots: tuple[str, ...] = ()  # by node rank: the folder of our packages that was brought there, "" for its own
     data_dir: str = ""  # the job's data folder, which every node must have; "" for none
     min_free_bytes: int = 0  # on the file system of work_root
+    log_limit_bytes: int = 192 << 20  # of each log file
+    keep_attempts: int = 5  # of each job, on each node
+    work_bound_bytes: int = 20 << 30  # of all attempts' folders on a node
 
     @property
     def world_size(self) -> int:

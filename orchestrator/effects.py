@@ -99,6 +99,9 @@ def build_launch(
         code_roots=tuple(node.get("code_root", "") for node in attempt.nodes),
         data_dir=spec.data.dir or "",
         min_free_bytes=home.settings.min_free_bytes,
+        log_limit_bytes=home.settings.log_limit_mib << 20,
+        keep_attempts=home.settings.keep_attempts,
+        work_bound_bytes=int(home.settings.work_bound_gib * (1 << 30)),
     )
 
 

@@ -36,6 +36,9 @@ class Settings(BaseModel):
         default=1.0, ge=0, description="a node with less free disk for work_root is left out"
     )
     isolate: str = Field(default="auto", pattern="^(auto|never)$", description="PID namespace for each attempt")
+    log_limit_mib: int = Field(default=192, ge=1, description="each log file of an attempt; beyond it the middle goes")
+    keep_attempts: int = Field(default=5, ge=1, description="folders of a job's newest attempts that each node keeps")
+    work_bound_gib: float = Field(default=20.0, gt=0, description="room for all ended attempts' folders on each node")
 
     @property
     def min_free_bytes(self) -> int:
