@@ -1,6 +1,6 @@
 """Collecting garbage of a chain: the state of checkpoints that retention lets go, and what dead writers left behind.
 
-Never touched: manifests, pins, and files that belong to the run's record. Deleted is
+Never touched: manifests, pins, shipped logs, and files that belong to the run's record. Deleted is
 - the state of manifests that the policy does not keep and of dead branches, once their retirement is decided
   (`cluster.storage.retired`); what a manifest that stays shares with them stays;
 - an object that no manifest names, and an unfinished upload, if no commit can still be about to name it: its attempt is
@@ -34,6 +34,7 @@ from jobs.retention import Retention
 _OF_ATTEMPT = re.compile(
     r"^(?:attempts|manifests|quarantine|retired)/(?:.*\.)?(\d{6})(?:-\d{9}\.json|\.json|\.decided)?$"
 )
+_OF_LOGS = re.compile(r"^logs/attempt-(\d+)/")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +196,7 @@ class _Settled:
         self._steps = max((step for attempt, step in self._listed if attempt == self._newest), default=-1)
 
     def __call__(self, key: str) -> bool:
-        parsed, other = parse_object(key), _OF_ATTEMPT.match(key)
+        parsed, other = parse_object(key), _OF_ATTEMPT.match(key) or _OF_LOGS.match(key)
         if parsed is not None:
             attempt, over = parsed[0], parsed[0] == self._newest and parsed[1] <= self._steps
         elif other is not None:
