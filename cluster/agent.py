@@ -25,6 +25,7 @@ from cluster.lease import Lease, boottime
 from cluster.lines import read_lines
 from cluster.readiness import why_not_ready, with_code
 from cluster.register import HeadRegister
+from cluster.shipping import start_shipping
 from cluster.supervisor import PEER_HANGS, START_FILE
 from jobs.contract import ENV_TOKEN, Exit
 from jobs.errors import ClusterUnreachable
@@ -251,6 +252,7 @@ class Agent:
             write_ended(self._directory, record)
         with self._lock:
             self._phase, self._ended = "ended", record
+        start_shipping(self._plan, self._rank)
 
     def _send_stop(self) -> None:
         """Pass a wanted stop on; the caller holds the lock."""

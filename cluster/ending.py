@@ -31,13 +31,27 @@ def blank_record(node_rank: int, stop_why: str | None) -> dict[str, Any]:
 
 
 def write_ended(directory: Path, record: dict[str, Any]) -> None:
-    """Leave the record of an attempt's end on this node, whole or not at all."""
+    """Leave the record of an attempt's end on this node, whole or not at all.
+
+    A full disk must not keep an attempt from ending: the record is also told, and the file is for when nobody listened.
+    """
     temporary = directory / (ENDED_FILE + ".tmp")
-    with temporary.open("w") as file:
-        json.dump(record, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, directory / ENDED_FILE)
+    try:
+        with temporary.open("w") as file:
+            json.dump(record, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, directory / ENDED_FILE)
+    except OSError as error:
+        say(f"{directory}: the record of the end cannot be written: {error}")
+
+
+def say(line: str) -> None:
+    """A line into this process's own log. On a full disk it is lost: nothing may depend on it."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        return
 
 
 def outcomes_on_disk(directory: Path) -> dict[int, dict[str, Any]]:
@@ -66,6 +80,10 @@ def certify(plan_json: str, node_rank: int) -> dict[str, Any]:
         time.sleep(0.1)
     # Its agent is dead for certain (the caller killed it first): what is left now owns nothing any more.
     survivors = sweep(plan.token)
+    if not survivors:
+        from cluster.shipping import start_shipping  # which looks for the records that are written here
+
+        start_shipping(plan, node_rank)
     path = directory / ENDED_FILE
     if path.exists():
         record: dict[str, Any] = json.loads(path.read_text())

@@ -26,12 +26,14 @@ from typing import Any
 
 from cluster import stacks
 from cluster.cpus import CpuClaim
-from cluster.ending import blank_record, outcomes_on_disk, write_ended
+from cluster.ending import blank_record, outcomes_on_disk, say, write_ended
 from cluster.hang import HangWatch
 from cluster.launch import LaunchPlan
 from cluster.lease import boottime
+from cluster.logs import NODE_LOGS, SCHEDULER_LOG, LogKeeper, log_path, worker_log
 from cluster.msrun import MsrunCommand, build_msrun
 from cluster.processes import die_with_parent, end_by_environment
+from cluster.shipping import start_shipping
 from cluster.work import WorkMeter, work_seconds
 from jobs.contract import ENV_TOKEN, Exit, checked_heartbeat
 
@@ -120,6 +122,9 @@ class Supervisor:
         self.stop_deadline: float | None = None
         self.fault: dict[str, Any] | None = None
         self.good_since: float | None = None
+        first = node_rank * plan.workers_per_node
+        names = [SCHEDULER_LOG, *NODE_LOGS, *(worker_log(first + i) for i in range(plan.workers_per_node))]
+        self.logs = LogKeeper([log_path(self.directory, name) for name in names], plan.log_limit_bytes)
         self.msrun: subprocess.Popen[bytes] | None = None
         self.msrun_exit: int | None = None
 
@@ -142,7 +147,7 @@ class Supervisor:
             (self.directory / name).mkdir(parents=True, exist_ok=True)
         command = self.command()
         prefix = namespace_prefix(self.plan.isolate)
-        with (self.directory / "msrun.log").open("ab") as log:
+        with (self.directory / "msrun.log").open("wb") as log:
             # The environment is not written down: it may hold credentials that the spec names.
             log.write(f"{' '.join([*prefix, *command.argv])}\n".encode())
             log.flush()
@@ -159,6 +164,7 @@ class Supervisor:
         self._watch()
         self._read_inbox()  # what came with the last words
         survivors = self._end_tree()
+        self.logs.close()
         self._collect_outcomes()
         return self._record(survivors)
 
@@ -171,6 +177,8 @@ class Supervisor:
                     key.data()
                 self._look_for_hangs()
                 self._say_alive()
+                for told in self.logs.tend():
+                    say(told)
                 self.link.flush()
 
     def _look_for_hangs(self) -> None:
@@ -184,7 +192,7 @@ class Supervisor:
     def _dump_stacks(self) -> None:
         """What all ranks of this node are doing, before they are killed; some seconds, in which the link is silent."""
         written = stacks.dump(self.shims, self.directory / "reports", self.directory / "stacks")
-        print(f"wrote {len(written)} stack dumps to {self.directory / 'stacks'}", flush=True)
+        say(f"wrote {len(written)} stack dumps to {self.directory / 'stacks'}")
 
     def _say_alive(self) -> None:
         if boottime() - self.said_alive > _ALIVE_S:
@@ -259,7 +267,7 @@ class Supervisor:
                 self._hear(json.loads(data), pid)
             except (ValueError, KeyError, TypeError) as error:
                 # The program wrote this; a malformed datagram tells nothing and must not end its own supervision.
-                print(f"ignored a malformed datagram: {error!r}: {data[:200]!r}", flush=True)
+                say(f"ignored a malformed datagram: {error!r}: {data[:200]!r}")
 
     def _hear(self, message: dict[str, Any], pid: int | None) -> None:
         """One datagram. The kernel tells the sender's id as we see it; inside the namespace it has another."""
@@ -336,9 +344,12 @@ def main() -> int:
     link = Link(socket.socket(fileno=handle))
     master = (start["master_addr"], int(start["master_port"]))
     supervisor = Supervisor(plan, int(start["node_rank"]), master, link, float(start["lease_until"]))
-    link.send({"kind": "ended", "record": supervisor.run()})
+    record = supervisor.run()
+    supervisor.cpus.release()  # before the word that lets the next attempt start
+    link.send({"kind": "ended", "record": record})
     link.sock.setblocking(True)
     link.flush()
+    start_shipping(plan, supervisor.node_rank)
     return 0
 
 
