@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -101,8 +102,11 @@ def main() -> int:
     if directory is not None:
         target = directory / f"outcome_{rank}.json"
         temporary = target.with_suffix(".tmp")
-        temporary.write_text(outcome.to_json())
-        os.replace(temporary, target)
+        try:
+            temporary.write_text(outcome.to_json())
+            os.replace(temporary, target)
+        except OSError as error:  # the disk is full: it is sent all the same
+            outcome = replace(outcome, reason=f"{outcome.reason} (and its record could not be written: {error})")
     sender.send("outcome", outcome)
     if outcome.signal is not None:
         return 128 + outcome.signal
