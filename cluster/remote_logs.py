@@ -7,12 +7,14 @@ files are still there. It takes no CPU and ends with the command.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.attempt_folders import shipping_result
 from cluster.gang import Gangs
 from cluster.logs import Chunk, FolderLogs
 from jobs.errors import ClusterUnreachable, NotFoundError
@@ -23,8 +25,9 @@ _ANSWER_S = 20.0  # the first one starts a process over there
 class NodeReader:
     """Runs on the node. The folder is given with each call: one reader serves all attempts."""
 
-    def exists(self, directory: str) -> bool:
-        return FolderLogs(directory).directory.is_dir()
+    def look(self, directory: str) -> tuple[bool, dict[str, Any] | None]:
+        """Is the folder there, and how did the shipping of its logs go (None: it is not over)?"""
+        return Path(directory).is_dir(), shipping_result(Path(directory))
 
     def read(self, directory: str, offsets: Mapping[str, int], max_bytes: int) -> dict[str, Chunk]:
         return FolderLogs(directory).read(offsets, max_bytes)
@@ -57,7 +60,7 @@ class RemoteNodes:
             self._readers[node_id] = ray.remote(NodeReader).options(num_cpus=0, scheduling_strategy=where).remote()
         logs = RemoteLogs(self._readers[node_id], node["host"], directory)
         try:
-            there = logs.exists()
+            there = logs.look()
         except ClusterUnreachable:
             del self._readers[node_id]  # it has ended, or never begun: the next try makes another one
             raise
@@ -82,9 +85,12 @@ class RemoteLogs:
 
     def __init__(self, reader: Any, host: str, directory: str) -> None:
         self._reader, self._host, self._directory = reader, host, directory
+        self.shipping: dict[str, Any] | None = None  # how that went, once looked at
 
-    def exists(self) -> bool:
-        return bool(self._ask(self._reader.exists.remote(self._directory)))
+    def look(self) -> bool:
+        """Is the folder there?"""
+        there, self.shipping = self._ask(self._reader.look.remote(self._directory))
+        return bool(there)
 
     def read(self, offsets: Mapping[str, int], max_bytes: int) -> dict[str, Chunk]:
         chunks: dict[str, Chunk] = self._ask(self._reader.read.remote(self._directory, dict(offsets), max_bytes))

@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from cluster.attempt_folders import shipping_result
 from cluster.logs import Chunk, FolderLogs
 from jobs.errors import IntegrityError, NotFoundError, ObjectNotFound, RetryableError
 from orchestrator.log_lines import LineReader, Wanted
@@ -115,6 +116,7 @@ class NodeLogs:
     def _folder(self) -> Logs:
         if not self._directory.is_dir():
             raise NotFoundError(f"{self._directory} is not on this machine")
+        self._say_unshipped(shipping_result(self._directory))
         return FolderLogs(self._directory)
 
     def _shipped(self) -> Logs:
@@ -131,7 +133,14 @@ class NodeLogs:
 
     def _remote(self) -> Logs:
         assert self._view.remote is not None
-        return self._view.remote().open(self._granted, str(self._directory))
+        logs = self._view.remote().open(self._granted, str(self._directory))
+        self._say_unshipped(logs.shipping)
+        return logs
+
+    def _say_unshipped(self, result: Mapping[str, Any] | None) -> None:
+        if result is not None and result["error"] is not None:
+            tried = f"was given up after {result['tries']} tries: {result['error']}"
+            self._view.tell(f"{self._what()}: its logs lie on that host only; shipping them {tried}")
 
     def _drain(self, source: str, logs: Logs, *, together: bool) -> Iterator[Line]:
         """Read on to the present end of each log: of all in turns while they grow, else of one after the other."""
@@ -163,8 +172,7 @@ class NodeLogs:
 
     def _nobody(self, problems: dict[str, Exception], ended: bool) -> None:
         known = all(isinstance(problem, NotFoundError) for problem in problems.values())
-        elsewhere = [str(problem) for name, problem in problems.items() if name != "folder"]
-        why = "; ".join(elsewhere or map(str, problems.values()))
+        why = "; ".join(map(str, problems.values()))
         further = " any further" if any(reader.offset for reader in self._readers.values()) else ""
         what = f"{self._what()}: {self._names()} cannot be read{further}"
         self._not_before = time.monotonic() + _AGAIN_S

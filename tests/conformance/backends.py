@@ -59,19 +59,19 @@ class Backend:
 class MotoServer:
     """moto's S3 in a thread of ours: accepts any credentials and any checksum, so a smoke test."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1") -> None:
         from moto.server import ThreadedMotoServer
 
-        self._make = ThreadedMotoServer
+        self._make, self._address = ThreadedMotoServer, address
         self._port = 0
         self._server: Any = None
         self.endpoint = ""
 
     def start_gateway(self) -> None:
-        self._server = self._make(ip_address="127.0.0.1", port=self._port, verbose=False)
+        self._server = self._make(ip_address=self._address, port=self._port, verbose=False)
         self._server.start()
         _, self._port = self._server.get_host_and_port()
-        self.endpoint = f"http://127.0.0.1:{self._port}"
+        self.endpoint = f"http://{self._address}:{self._port}"
 
     def stop_gateway(self) -> None:
         self._server.stop()

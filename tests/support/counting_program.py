@@ -48,6 +48,7 @@ def main() -> int:  # noqa: PLR0915 - one page, read from top to bottom
     parser.add_argument("--ignore_term", action="store_true")
     parser.add_argument("--odd_step", type=int, default=-1, help="the loss of this step is another one")
     parser.add_argument("--need_env", default=None, help="fail as badly configured unless this variable is set")
+    parser.add_argument("--say_steps", action="store_true", help="print each step")
     given = parser.parse_args()
     if os.environ.get("MS_ROLE") == "MS_SCHED":
         return 0
@@ -120,6 +121,8 @@ def main() -> int:  # noqa: PLR0915 - one page, read from top to bottom
             hang_here()
         time.sleep(given.step_s)
         step += 1
+        if given.say_steps:
+            print(f"step {step}", flush=True)
         state = hashlib.sha256(state + str(step).encode()).digest()
         loss = 1.0 / step if step != given.odd_step else 2.0
         entries.append(certificate.extend(digest, step=step, samples=b"", loss=loss, random_state=b""))
