@@ -64,6 +64,7 @@ class NodeLogs:
         self._directory = root / row.id / f"attempt-{attempt.number}" / f"node-{node}"
         self._readers = {name: LineReader() for name in names}
         self._source: tuple[str, Logs] | None = None
+        self._read_from = ""  # the last source that gave anything
         self._tail = view.wanted.tail if attempt.number == view.first else None
         self._not_before = 0.0
         self._silent_since: float | None = None
@@ -97,10 +98,9 @@ class NodeLogs:
 
     def finish(self) -> Iterator[Line]:
         """The attempt has ended: what its ranks wrote last without ending the line."""
-        source = self._source[0] if self._source else ""
         for name, reader in self._readers.items():
             for text in reader.finish():
-                yield self._line(name, source, text)
+                yield self._line(name, self._read_from, text)
 
     def _candidates(self, ended: bool) -> Iterator[tuple[str, Callable[[], Logs]]]:
         """The present source first, so that a log is not opened anew with each look."""
@@ -153,6 +153,7 @@ class NodeLogs:
             while unread:
                 chunks = logs.read({name: self._readers[name].offset for name in unread}, _CHUNK_BYTES)
                 self.found |= chunks.keys()
+                self._read_from = source
                 for name, chunk in chunks.items():
                     for piece in self._readers[name].feed(chunk):
                         yield self._line(name, source, piece)
