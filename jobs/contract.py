@@ -19,6 +19,7 @@ import math
 import os
 import signal
 import socket
+import sys
 from dataclasses import asdict, dataclass, field, fields
 from enum import Enum, IntEnum
 from pathlib import Path
@@ -197,11 +198,17 @@ class HeartbeatSender:
 
 
 def write_report(directory: str | Path, report: Report, rank: int) -> None:
-    """Leave `report` as rank_N.json, whole or not at all."""
+    """Leave `report` as rank_N.json, whole or not at all.
+
+    On a full disk there is none, and the program's end is not to fail on it: its exit code says what counts.
+    """
     target = Path(directory) / f"rank_{rank}.json"
     temporary = target.with_suffix(".tmp")
-    temporary.write_text(report.to_json())
-    os.replace(temporary, target)
+    try:
+        temporary.write_text(report.to_json())
+        os.replace(temporary, target)
+    except OSError as error:
+        print(f"{target} cannot be written: {error}", file=sys.stderr, flush=True)
 
 
 def stacks_path(directory: str | Path, rank: int) -> Path:

@@ -6,6 +6,8 @@ import json
 import socket
 from pathlib import Path
 
+import pytest
+
 from jobs.contract import Heartbeat, HeartbeatSender, Outcome, Report, write_report
 
 
@@ -40,6 +42,13 @@ def test_report_is_whole_or_not_there(tmp_path: Path) -> None:
     write_report(tmp_path, Report(heartbeat={"step": 3}, reason="asked to stop"), 2)
     assert [path.name for path in tmp_path.iterdir()] == ["rank_2.json"]
     assert Report.from_json((tmp_path / "rank_2.json").read_text()).reason == "asked to stop"
+
+
+def test_report_that_cannot_be_written_does_not_fail_the_program(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_report(tmp_path / "gone", Report(heartbeat={}), 2)
+    assert "rank_2.json cannot be written" in capsys.readouterr().err
 
 
 def test_outcome_tells_code_or_signal() -> None:
