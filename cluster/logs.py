@@ -13,13 +13,16 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 BLOCK = 4096
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
-_AHEAD_BYTES = 4 << 20  # kept free behind a log's end, so that a rank can go on writing when the disk is full
+_AHEAD_BYTES = 4 << 20  # kept free behind a rank's log, so that it can go on writing when the disk is full
+_AHEAD_BYTES_NODE = 1 << 18  # behind the others
+_LOOK_S = 1.0  # between two looks at the disk
 _LEAST_BYTES = 1 << 20  # what stays of a log's newest part when the disk is full
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _READ_BYTES = 1 << 16
@@ -156,11 +159,18 @@ class LogKeeper:
 
     def __init__(self, paths: Iterable[Path], limit_bytes: int) -> None:
         self._logs = [_Kept(path, limit_bytes) for path in paths]
+        self._looked_at, self._told_full = 0.0, False
 
     def tend(self) -> Iterator[str]:
         """Look at each log; yields what is worth telling, once each."""
         for log in self._logs:
             yield from log.tend()
+        if not self._told_full and time.monotonic() - self._looked_at > _LOOK_S:
+            self._looked_at = time.monotonic()
+            parent = self._logs[0].path.parent
+            if os.statvfs(parent).f_bavail == 0:
+                self._told_full = True
+                yield f"the disk of {parent} is full: the ranks' output goes on in the room that was kept for it"
 
     def close(self) -> None:
         """Their writers have ended: give back what was kept free for them."""
@@ -170,8 +180,9 @@ class LogKeeper:
 
 class _Kept:
     def __init__(self, path: Path, limit_bytes: int) -> None:
-        self._path, self._limit = path, max(limit_bytes, 16 * BLOCK)
+        self.path, self._limit = path, max(limit_bytes, 16 * BLOCK)
         self._head = _aligned(self._limit // 4)
+        self._ahead = _AHEAD_BYTES if path.name.startswith("worker_") else _AHEAD_BYTES_NODE
         self._cut = 0  # where the newest part begins, 0 while nothing was cut
         self._descriptor = -1
         self._reserved = 0  # up to which offset blocks are there
@@ -180,21 +191,21 @@ class _Kept:
     def tend(self) -> Iterator[str]:
         if self._descriptor < 0:
             try:
-                self._descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+                self._descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
             except FileNotFoundError:
                 return  # not begun yet
         size = os.fstat(self._descriptor).st_size
         if size - self._cut + min(self._cut, self._head) > self._limit:
-            yield from self._once(f"{self._path.name} has reached its bound of {self._limit} bytes: its middle goes")
+            yield from self._once(f"{self.path.name} has reached its bound of {self._limit} bytes: its middle goes")
             yield from self._cut_out(self._head, size - (self._limit - self._head - self._limit // 8))
-        if self._reserved - size < _AHEAD_BYTES // 2:
+        if self._reserved - size < self._ahead // 2:
             yield from self._reserve(size)
 
     def _reserve(self, size: int) -> Iterator[str]:
-        ahead = _AHEAD_BYTES
+        ahead = self._ahead
         problem = _fallocate(self._descriptor, _KEEP_SIZE, size, ahead)
         if problem in _FULL:
-            yield from self._once(f"{self._path.name}: the disk is full: only its newest {_LEAST_BYTES} bytes are kept")
+            yield from self._once(f"{self.path.name}: the disk is full: only its newest {_LEAST_BYTES} bytes are kept")
             yield from self._cut_out(min(self._head, _LEAST_BYTES // 4), size - _LEAST_BYTES)
             ahead //= 2
             problem = _fallocate(self._descriptor, _KEEP_SIZE, size, ahead)
@@ -214,9 +225,9 @@ class _Kept:
             size = os.fstat(self._descriptor).st_size
             os.ftruncate(self._descriptor, 0)
             self._cut, self._head = _aligned(size), 0
-            yield from self._once(f"{self._path.name}: no holes on this file system: at its bound all of it goes")
+            yield from self._once(f"{self.path.name}: no holes on this file system: at its bound all of it goes")
         else:
-            yield from self._once(f"{self._path.name} cannot be cut: {os.strerror(problem)}")
+            yield from self._once(f"{self.path.name} cannot be cut: {os.strerror(problem)}")
 
     def _once(self, told: str) -> Iterator[str]:
         if told not in self._told:

@@ -71,8 +71,11 @@ class NodeLogs:
         self._given_up = False
         self.found: set[str] = set()  # logs that are there
 
-    def new_lines(self, *, ended: bool) -> Iterator[Line]:
-        """What has been written since the last call, as far as somebody can tell; says once when nobody can."""
+    def new_lines(self, *, ready: bool, ended: bool) -> Iterator[Line]:
+        """What has been written since the last call, as far as somebody can tell; says once when nobody can.
+
+        `ready`: the attempt's ranks have been started, so there should be logs.
+        """
         if self._given_up or time.monotonic() < self._not_before:
             return
         problems: dict[str, Exception] = {}
@@ -88,6 +91,8 @@ class NodeLogs:
                 continue
             self._silent_since = None
             return
+        if not ready and all(isinstance(problem, NotFoundError) for problem in problems.values()):
+            return  # nothing was written yet, or it never came to that
         self._nobody(problems, ended)
 
     def waits(self, *, ended: bool) -> bool:
@@ -240,11 +245,12 @@ def stream(store: Store, job_id: str, view: View) -> Iterator[Line]:
         begun = number <= row.job.attempt or view.wanted.attempt is not None
         attempt = store.attempt(row.id, number) if begun else None
         ended = attempt is not None and (attempt.ended_at is not None or number < row.job.attempt)
+        ready = attempt is not None and attempt.ready_at is not None
         if attempt is not None and attempt.plan is not None and nodes is None:
             logs = view.wanted.logs(attempt.plan, f"job {row.id}, attempt {number}")
             nodes = [NodeLogs(row, attempt, node, names, view) for node, names in logs.items()]
         for node in nodes or ():
-            yield from node.new_lines(ended=ended)
+            yield from node.new_lines(ready=ready, ended=ended)
             found = found or bool(node.found)
         if view.follow and any(node.waits(ended=ended) for node in nodes or ()):
             time.sleep(_POLL_S)

@@ -67,7 +67,7 @@ class World:
         self.remote, self.said = Remote(self.far), []
         self.said: list[str]
 
-    def start(self) -> int:
+    def start(self, *, ready: bool = True) -> int:
         row = self.store.get("j-1")
         if row.state.value == "backoff":
             row = self.store.apply(row, BackoffElapsed(), now=1.0, action="backoff_elapsed")
@@ -76,7 +76,7 @@ class World:
             job="j-1", attempt=row.job.attempt, token="t", nodes=2, workers_per_node=1, cpus_per_worker=1,
             npus_per_node=0, program=("module", "m"), work_root=str(self.work),
         )  # fmt: skip
-        self.store.note_attempt("j-1", row.job.attempt, plan=asdict(plan))
+        self.store.note_attempt("j-1", row.job.attempt, plan=asdict(plan), ready_at=1.0 if ready else None)
         return row.job.attempt
 
     def end(self, cause: Cause = Cause.CRASH) -> None:
@@ -191,7 +191,9 @@ def test_host_that_is_silent_for_a_while_is_read_on_where_it_was(world: World, m
 def test_what_was_never_written_or_does_not_exist_is_told(world: World) -> None:
     with pytest.raises(NotFoundError, match="has had no attempt yet"):
         world.lines(world.view())
-    world.start()
+    world.start(ready=False)
+    with pytest.raises(NotFoundError, match="no log was written yet"):
+        world.lines(world.view())
     for wanted, message in (
         ({"rank": 2}, "no log of rank 2: its ranks are 0 to 1"),
         ({"node": 5}, "no log of node 5: its nodes are 0 to 1"),

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -173,9 +174,26 @@ def test_full_disk_lets_the_rank_write_on_and_is_told(small_disk: Path) -> None:
             assert log.write(b"c" * (1 << 18)) == 1 << 18  # 10 MiB more, where nothing is free
             told += list(keeper.tend())
     keeper.close()
-    assert len(told) == 1 and "the disk is full" in told[0]
+    assert len(told) == 1 and "the disk is full: only its newest 1048576 bytes are kept" in told[0]
     assert path.stat().st_size == 16 << 20
     assert read_all(path)[-1].data.endswith(b"c" * BLOCK)
+
+
+def test_full_disk_is_told_before_a_log_has_to_give(small_disk: Path) -> None:
+    path = small_disk / "worker_0.log"
+    path.touch()
+    keeper = LogKeeper([path], 64 << 20)
+    told = list(keeper.tend())
+    with (small_disk / "other").open("wb") as other, pytest.raises(OSError, match="No space left"):
+        while True:
+            other.write(b"b" * (1 << 20))
+    deadline = time.monotonic() + 20
+    while not told:
+        assert time.monotonic() < deadline
+        told = list(keeper.tend())
+    assert told == [f"the disk of {small_disk} is full: the ranks' output goes on in the room that was kept for it"]
+    keeper.close()
+    assert os.statvfs(small_disk).f_bavail > 0
 
 
 def test_room_kept_free_is_given_back_at_the_end(tmp_path: Path) -> None:
