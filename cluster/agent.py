@@ -52,6 +52,7 @@ class Agent:
         self._phase = "preparing"
         self._ranks: dict[str, dict[str, Any]] = {}
         self._ended: dict[str, Any] | None = None
+        self._ended_alone = False  # without a supervisor, or after its death
         self._stop: tuple[str, float] | None = None
         self._started: dict[str, Any] = {}
         self._lease_until: float | None = None  # by boottime; None before the first renewal
@@ -100,6 +101,8 @@ class Agent:
             said = f"agent on {socket.gethostname()}: {type(error).__name__}: {error}"
             self._end({"fault": {"rank": None, "code": None}, "message": said})
         self._tell_peers()
+        if self._ended_alone:
+            start_shipping(self._plan, self._rank)  # else the supervisor has
 
     def _may_go_on(self) -> bool:
         """Nobody has asked for the end, and the lease (if there is one yet) has not run out."""
@@ -252,7 +255,7 @@ class Agent:
             write_ended(self._directory, record)
         with self._lock:
             self._phase, self._ended = "ended", record
-        start_shipping(self._plan, self._rank)
+        self._ended_alone = True
 
     def _send_stop(self) -> None:
         """Pass a wanted stop on; the caller holds the lock."""

@@ -3,7 +3,7 @@
 msrun opens worker_N.log itself and hands the descriptor to the rank, which writes to the file with nobody in between.
 So a log is not rotated by renaming: when it gets too long, the blocks of its middle are given back to the file system
 (a hole). Its first quarter and its newest part stay, every byte keeps its offset for ever, and a reader loses and
-repeats nothing. Why not a pump or copy-truncate: docs/decisions/0006-logs-with-holes.md.
+repeats nothing. Why not a pump or copy-truncate: docs/decisions/0007-logs-with-holes.md.
 
 Standard library only: the supervisor imports this.
 """
@@ -176,6 +176,12 @@ class LogKeeper:
         """Their writers have ended: give back what was kept free for them."""
         for log in self._logs:
             log.close()
+
+
+def give_back(directory: Path) -> None:
+    """What `LogKeeper.close` does, for the logs of an attempt whose supervisor was killed. Nobody may write them."""
+    for path in (directory / "logs").glob("*.log"):
+        os.truncate(path, path.stat().st_size)
 
 
 class _Kept:

@@ -17,6 +17,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -24,7 +25,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.attempt_folders import SHIPPED_FILE, AttemptFolder, folders_of, prune
+from cluster.ending import say
 from cluster.launch import LaunchPlan
+from cluster.logs import give_back
 from cluster.msrun import build_msrun
 from cluster.processes import find_by_environment, started_at
 from jobs import contract
@@ -36,10 +39,9 @@ if TYPE_CHECKING:
 ENV_SHIPS = "REX_SHIPS"  # in the shipping process: the job whose logs it ships
 GIVE_UP_S = 600.0  # how long it tries to reach a store that does not answer
 _ALARM_S = 1200  # after which it ends, whatever holds it up
-_START_S = 20.0
 _WAITS_S = (1, 2, 5, 10, 30, 60)
 # Beside what a worker gets: where our packages lie, and what lets `rexctl down` find a local stack's processes.
-_OWN = ("PYTHONPATH", "PATH", "REX_STACK", "REX_STACK_RAY")
+_OWN = ("PYTHONPATH", "PATH", "REX_STACK")
 _NOT_OURS = (contract.ENV_TOKEN, contract.ENV_SOCKET)
 
 
@@ -62,7 +64,7 @@ class Order:
 
 
 def start_shipping(plan: LaunchPlan, node_rank: int) -> None:
-    """Start the process; returns once it has left our tree. An attempt's end must not fail on it: only says why not."""
+    """Start the process; returns at once. If that fails it is only said: no attempt's end is to fail on it."""
     order = Order(
         job=plan.job,
         attempt=plan.attempt,
@@ -76,19 +78,19 @@ def start_shipping(plan: LaunchPlan, node_rank: int) -> None:
     if not order.directory.is_dir() or not order.store:
         return  # nothing was written, or nowhere to bring it
     try:
-        subprocess.run(
+        starter = subprocess.Popen(
             [sys.executable, "-m", "cluster.shipping", json.dumps(asdict(order))],
             env=_environment(plan, node_rank),
             cwd="/",
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            timeout=_START_S,
-            check=True,
         )
-    except (OSError, subprocess.SubprocessError) as error:
+    except OSError as error:
         # The next attempt's shipping on this node takes these logs along.
-        print(f"action=ship job={plan.job} attempt={plan.attempt} node={node_rank}: not started: {error}", flush=True)
+        say(f"action=ship job={plan.job} attempt={plan.attempt} node={node_rank}: not started: {error}")
+        return
+    threading.Thread(target=starter.wait, name="starts-shipping", daemon=True).start()  # it forks itself off, and ends
 
 
 def _environment(plan: LaunchPlan, node_rank: int) -> dict[str, str]:
@@ -117,6 +119,8 @@ def ship_and_tidy(order: Order, say: Callable[[str], None], *, give_up_s: float 
             for folder in folders_of(work_root, order.job)
             if (folder.ended or (folder.attempt, folder.node_rank) == own) and not folder.is_shipped
         ]
+        for folder in todo:
+            give_back(folder.path)
         for folder in sorted(todo, key=lambda one: (one.attempt, one.node_rank) != own):
             if not _ship(store, folder, say, give_up_s=give_up_s):
                 break  # the store does not answer: the job's next attempt here tries again
@@ -186,13 +190,7 @@ def main() -> int:
     lock = os.open(Path(order.work_root) / order.job / "shipping.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)  # one at a time: a second one finds what the first one could not ship
 
-    def say(line: str) -> None:
-        try:
-            print(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {line}", flush=True)
-        except OSError:
-            return  # the disk is full: shipping goes on, and makes room
-
-    ship_and_tidy(order, say)
+    ship_and_tidy(order, lambda line: say(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {line}"))
     return 0
 
 
