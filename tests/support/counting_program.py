@@ -48,6 +48,7 @@ def main() -> int:  # noqa: PLR0915 - one page, read from top to bottom
     parser.add_argument("--ignore_term", action="store_true")
     parser.add_argument("--odd_step", type=int, default=-1, help="the loss of this step is another one")
     parser.add_argument("--need_env", default=None, help="fail as badly configured unless this variable is set")
+    parser.add_argument("--print_lines", type=int, default=0, help="print so many lines before the first step")
     parser.add_argument("--say_steps", action="store_true", help="print each step")
     given = parser.parse_args()
     if os.environ.get("MS_ROLE") == "MS_SCHED":
@@ -111,6 +112,10 @@ def main() -> int:  # noqa: PLR0915 - one page, read from top to bottom
         checkpoint = {"manifest": manifest.name, "step": step, "sha256": manifest.sha256()}
         beat = Heartbeat(**{**beat.__dict__, "checkpoint": checkpoint})
 
+    for number in range(given.print_lines):
+        print(f"line {number} {'.' * 50}")
+        if number % 2000 == 0:
+            time.sleep(0.01)  # a rank writes no faster than this for long
     first_step_at, begun = None, time.time()
     while step < given.steps:
         if stopped and not given.ignore_term:
