@@ -86,7 +86,7 @@ class NodeLogs:
                     self._view.explain(f"{self._what()}: read from {self._where(name)}")
                 yield from self._drain(*self._source, together=self._view.follow and not ended)
             except (RetryableError, NotFoundError, ObjectNotFound, IntegrityError, OSError) as error:
-                self._source = None
+                self._source = None if self._source is not None and self._source[0] == name else self._source
                 problems[name] = error
                 continue
             self._silent_since = None
@@ -108,12 +108,13 @@ class NodeLogs:
                 yield self._line(name, self._read_from, text)
 
     def _candidates(self, ended: bool) -> Iterator[tuple[str, Callable[[], Logs]]]:
-        """The present source first, so that a log is not opened anew with each look."""
+        """A folder here is always the nearest; then the present source: no log is opened anew with each look."""
         candidates: dict[str, Callable[[], Logs]] = {"folder": self._folder}
         if ended:
             candidates["store"] = self._shipped
         if self._view.remote is not None:
             candidates["node"] = self._remote
+        yield "folder", candidates.pop("folder")
         if self._source is not None and self._source[0] in candidates:
             yield self._source[0], candidates.pop(self._source[0])
         yield from candidates.items()
