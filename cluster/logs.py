@@ -3,7 +3,7 @@
 msrun opens worker_N.log itself and hands the descriptor to the rank, which writes to the file with nobody in between.
 So a log is not rotated by renaming: when it gets too long, the blocks of its middle are given back to the file system
 (a hole). Its first quarter and its newest part stay, every byte keeps its offset for ever, and a reader loses and
-repeats nothing. Why not a pump or copy-truncate: docs/decisions/0007-logs-with-holes.md.
+repeats nothing. Why not a pump or copy-truncate: docs/decisions/0008-logs-with-holes.md.
 
 Standard library only: the supervisor imports this.
 """
