@@ -27,6 +27,7 @@ format: setup ## apply the formatter and the safe lint fixes
 
 docs: setup ## write the generated pages anew
 	@$(BIN)/python -m tools.state_page > docs/states.md
+	@$(BIN)/python -m tools.exits_page > docs/exits.md
 	@$(BIN)/python -m tools.manifest_schema > docs/manifest.schema.json
 
 campaigns: setup ## damage and kill checkpoint chains on two stores; writes docs/campaigns.md

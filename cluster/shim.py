@@ -21,10 +21,10 @@ from types import FrameType
 # msrun runs this file by its path, which puts our folder, not the packages' parent, on the module path.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from cluster.last_words import OomCount, last_words, own_output  # noqa: E402
 from cluster.processes import die_with_parent  # noqa: E402
 from jobs.contract import ENV_REPORT_DIR, Exit, HeartbeatSender, Outcome, Report, checked_heartbeat  # noqa: E402
 
-_LAST_BYTES = 4096
 _HELLO_TRIES = 200
 
 
@@ -34,23 +34,10 @@ def command(arguments: list[str]) -> list[str]:
     return [sys.executable, "-m", name, *rest] if kind == "module" else [sys.executable, name, *rest]
 
 
-def last_lines(count: int = 5) -> str:
-    """The last lines of this process's own output file: msrun points every worker's stdout at one."""
-    try:
-        with Path("/proc/self/fd/1").open("rb") as output:
-            output.seek(0, os.SEEK_END)
-            output.seek(max(0, output.tell() - _LAST_BYTES))
-            text = output.read().decode(errors="replace")
-    except OSError:
-        return ""  # a pipe or a terminal: nothing to read back
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " | ".join(lines[-count:])
-
-
-def outcome_of(rank: int, child: subprocess.Popen[bytes], directory: Path | None) -> Outcome:
-    """What is known of the ended child: its status from the kernel, its own words from its report."""
+def outcome_of(rank: int, child: subprocess.Popen[bytes], directory: Path | None, before: OomCount) -> Outcome:
+    """What is known of the ended child: its status from the kernel, its own words from its report or its output."""
     status = child.returncode
-    report, reason, beat = None, "", None
+    report, reason, beat, tail, oom = None, "", None, "", None
     path = directory / f"rank_{rank}.json" if directory else None
     if path is not None and path.exists():
         try:
@@ -58,14 +45,17 @@ def outcome_of(rank: int, child: subprocess.Popen[bytes], directory: Path | None
             reason, beat = str(report.reason), checked_heartbeat(report.heartbeat)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             reason = f"its report cannot be read: {error!r}"  # the program wrote it; how it ended counts all the same
-    if not reason and status not in (Exit.DONE, Exit.DRAINED):
-        reason = last_lines()
+    if status not in (Exit.DONE, Exit.DRAINED):
+        telling, tail = last_words(own_output())
+        reason, oom = reason or telling, OomCount.now().since(before)
     return Outcome(
         rank=rank,
         pid=child.pid,
         code=status if status >= 0 else None,
         signal=-status if status < 0 else None,
         reason=reason,
+        tail=tail,
+        oom=oom,
         heartbeat=beat,
         at=time.time(),
     )
@@ -90,6 +80,7 @@ def main() -> int:
     # Before the child exists, so that a stop is never lost between the two.
     signal.signal(signal.SIGTERM, forward)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = OomCount.now()
     child = subprocess.Popen(command(sys.argv[1:]), preexec_fn=die_with_parent)  # noqa: PLW1509 - one thread
     if asked:
         child.send_signal(signal.SIGTERM)
@@ -98,7 +89,7 @@ def main() -> int:
             break
         time.sleep(0.05)
     child.wait()
-    outcome = outcome_of(rank, child, directory)
+    outcome = outcome_of(rank, child, directory, before)
     if directory is not None:
         target = directory / f"outcome_{rank}.json"
         temporary = target.with_suffix(".tmp")

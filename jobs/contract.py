@@ -129,7 +129,9 @@ class Outcome(_JsonRecord):
     pid: int
     code: int | None  # exit code, None when killed by a signal
     signal: int | None
-    reason: str = ""  # the program's own sentence, or the last lines it wrote
+    reason: str = ""  # the program's own sentence, or the line of its output that tells most
+    tail: str = ""  # the last lines of its output, and the ones before them that look like errors
+    oom: dict[str, Any] | None = None  # processes that the kernel killed for memory meanwhile: "cgroup", "host", "line"
     heartbeat: dict[str, Any] | None = None  # its last one, from the Report
     at: float = 0.0
 

@@ -105,17 +105,20 @@ class Following:
         self.store.log(row, action, detail)
 
     def _end(self, row: JobRow, attempt: AttemptRow, records: list[dict[str, Any]], seen: observe.Progress) -> None:
-        cause, detail = judge(records, world_size=row.spec.gang.world_size, stop_for=row.job.stop_for)
+        hosts = [node["host"] for node in attempt.nodes]
+        verdict = judge(records, world_size=row.spec.gang.world_size, stop_for=row.job.stop_for, hosts=hosts)
+        picture = self.store.attempt(row.id, attempt.number).view
+        self.store.note_attempt(row.id, attempt.number, view={**picture, "end": verdict.as_json()})
         row = self.store.get(row.id)
         start = (seen.resumed or attempt.resumed or {}).get("step", 0)
         mine = parse_name(row.checkpoint["manifest"]) if row.checkpoint else None
         progressed = mine is not None and mine[0] == attempt.number and mine[1] > start
         self.store.apply(
             row,
-            AttemptEnded(attempt=attempt.number, cause=cause, progressed=progressed, detail=detail),
+            AttemptEnded(attempt=attempt.number, cause=verdict.cause, progressed=progressed, detail=verdict.detail),
             now=self._ended_at(attempt, records),
             action="attempt_ended",
-            detail={"cause": cause.value, "detail": detail, "to_step": max(seen.step, attempt.to_step)},
+            detail={**verdict.as_json(), "to_step": max(seen.step, attempt.to_step)},
         )
         self._stopping.pop((row.id, attempt.number), None)
         self.teardown.forget(row.id, attempt.number, row.spec.gang.nodes)

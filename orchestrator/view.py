@@ -18,6 +18,7 @@ def attempt_view(attempt: AttemptRow) -> dict[str, Any]:
         "number": attempt.number,
         "cause": attempt.cause,
         "detail": attempt.detail,
+        "end": attempt.view.get("end"),  # kind, first rank to fail, its host, when, hint: see docs/exits.md
         "from_step": attempt.from_step,
         "to_step": attempt.to_step,
         "resumed_from": (attempt.resumed or {}).get("manifest"),

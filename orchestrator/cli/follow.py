@@ -10,6 +10,7 @@ from jobs.budgets import Cause
 from jobs.errors import ConflictError
 from jobs.states import State, StopRequested
 from orchestrator.cli.common import say
+from orchestrator.cli.summary import cause_and_kind
 from orchestrator.store.flags import READY
 from orchestrator.view import LOOP_SILENT_S, job_view
 
@@ -71,7 +72,7 @@ def event_line(entry: Any) -> str:
     attempt = f"attempt {entry['attempt']}: " if entry["attempt"] else ""
     words = entry["action"].replace("_", " ")
     if entry["action"] == "attempt_ended":
-        words = f"ended at step {detail['to_step']}: {detail['cause']}"
+        words = f"ended at step {detail['to_step']}: {cause_and_kind(detail['cause'], detail.get('kind'))}"
         if detail["detail"]:
             words += f" ({detail['detail']})"
     elif entry["action"] == "resumed":

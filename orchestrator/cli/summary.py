@@ -18,6 +18,12 @@ def saving_line(saving: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
+def cause_and_kind(cause: str, kind: str | None) -> str:
+    """`crash, out of memory`: the budget that an end cost, and what it was where that is another word."""
+    alike = {"config": "configuration", "node_lost": "host_lost", "crash": "program"}
+    return cause if kind is None or kind in (cause, alike.get(cause)) else f"{cause}, {kind.replace('_', ' ')}"
+
+
 def summary(view: dict[str, Any]) -> str:
     """State, attempts and why each ended, metrics, newest checkpoint, MLflow link, where the time went."""
     cause = f" ({view['cause']})" if view["cause"] and view["cause"] != "done" else ""
@@ -25,12 +31,15 @@ def summary(view: dict[str, Any]) -> str:
     if view["detail"]:
         lines.append(f"             {view['detail']}")
     for attempt in view["attempts"]:
-        why = attempt["cause"] or "running"
+        end = attempt["end"] or {}
+        why = cause_and_kind(attempt["cause"], end.get("kind")) if attempt["cause"] else "running"
         detail = f": {attempt['detail']}" if attempt["detail"] else ""
         steps = (
             f"steps {attempt['from_step']} to {attempt['to_step']}" if attempt["from_step"] is not None else "no step"
         )
         lines.append(f"attempt {attempt['number']:<4} {steps}, {why}{detail}")
+        if end.get("hint"):
+            lines.append(f"             hint: {end['hint']}")
         for bad in attempt["quarantined"]:
             lines.append(f"             quarantined {bad['manifest']}: {bad['reason']}")
         if attempt["quarantined"]:

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from jobs import contract
 from jobs.spec import JobSpec
 from orchestrator.settings import Settings
+from tools import exits_page
 from tools.state_page import page
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -17,6 +18,10 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 def test_states_page_is_the_tables_own_drawing() -> None:
     assert (DOCS / "states.md").read_text() == page(), "run `make docs`"
+
+
+def test_exits_page_is_the_tables_own_print() -> None:
+    assert (DOCS / "exits.md").read_text() == exits_page.page(), "run `make docs`"
 
 
 def keys(section: type[BaseModel], prefix: str = "") -> list[str]:

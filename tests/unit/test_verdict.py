@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cluster.exits import Kind
 from cluster.verdict import judge
 from jobs.budgets import Cause
 
@@ -22,7 +23,7 @@ def record(*outcomes: dict[str, Any], fault: int | None = None, **more: Any) -> 
 
 
 def cause(*records: dict[str, Any], stop_for: Cause | None = None, world_size: int = 2) -> Cause:
-    return judge(records, world_size=world_size, stop_for=stop_for)[0]
+    return judge(records, world_size=world_size, stop_for=stop_for).cause
 
 
 def test_all_ranks_zero_is_done_whatever_msrun_says() -> None:
@@ -38,18 +39,19 @@ def test_fewer_outcomes_than_ranks_is_not_done() -> None:
 
 
 def test_workers_killed_after_the_first_fault_do_not_hide_it() -> None:
-    found, detail = judge(
+    found = judge(
         [record(outcome(1, 42, at=1.0, reason="out of cheese"), outcome(0, None, 9, at=0.5), fault=1)],
         world_size=2,
         stop_for=None,
     )
-    assert found is Cause.CRASH and detail == "rank 1 exited 42: out of cheese"
+    assert found.cause is Cause.CRASH and found.detail == "rank 1 exited 42: out of cheese"
+    assert (found.rank, found.at) == (1, 1.0)
 
 
 def test_first_fault_over_hosts_is_not_the_one_stopped_because_of_it() -> None:
     first = record(outcome(3, None, 11, at=5.0), fault=3)
     other = record(outcome(0, None, 9, at=2.0), fault=0, stop_why="peer_fault")
-    assert judge([other, first], world_size=4, stop_for=None)[1].startswith("rank 3 was killed by signal 11")
+    assert judge([other, first], world_size=4, stop_for=None).detail.startswith("rank 3 was killed by signal 11")
 
 
 @pytest.mark.parametrize(
@@ -75,17 +77,18 @@ def test_fenced_while_being_preempted_is_still_never_requeued() -> None:
 
 
 def test_crash_while_draining_is_told_but_stays_a_preemption() -> None:
-    found, detail = judge([record(outcome(0, 1), fault=0)], world_size=2, stop_for=Cause.PREEMPTED)
-    assert found is Cause.PREEMPTED and "while draining: rank 0 exited 1" in detail
+    found = judge([record(outcome(0, 1), fault=0)], world_size=2, stop_for=Cause.PREEMPTED)
+    assert found.cause is Cause.PREEMPTED and "while draining: rank 0 exited 1" in found.detail
 
 
 def test_lost_node_is_named() -> None:
-    found, detail = judge(
+    found = judge(
         [record(stop_why="peer_fault"), {"lost": "node7", "why": "its lease of 60 s ran out"}],
         world_size=2,
         stop_for=None,
     )
-    assert (found, detail) == (Cause.NODE_LOST, "lost node7 (its lease of 60 s ran out)")
+    assert (found.cause, found.kind, found.host) == (Cause.NODE_LOST, Kind.HOST_LOST, "node7")
+    assert found.detail == "lost node7 (its lease of 60 s ran out)"
 
 
 def test_dead_scheduler_process_is_infrastructure() -> None:
@@ -95,4 +98,48 @@ def test_dead_scheduler_process_is_infrastructure() -> None:
 def test_node_that_could_not_be_prepared_says_so() -> None:
     said = record(fault=None, message="preparing node3 failed: no space left")
     said["fault"] = {"rank": None, "code": 64}
-    assert judge([said], world_size=2, stop_for=None) == (Cause.CONFIG, "preparing node3 failed: no space left")
+    found = judge([said], world_size=2, stop_for=None)
+    assert (found.cause, found.detail) == (Cause.CONFIG, "preparing node3 failed: no space left")
+
+
+def test_first_to_fail_is_named_with_its_host_and_what_the_kernel_did() -> None:
+    killed = {**outcome(3, None, 9, at=7.5, reason="step 12"), "oom": {"cgroup": 1, "host": 1, "line": ""}}
+    found = judge(
+        [record(stop_why="peer_fault"), record(killed, fault=3, node_rank=1)],
+        world_size=4,
+        stop_for=None,
+        hosts=("host-a", "host-b"),
+    )
+    assert (found.cause, found.kind) == (Cause.CRASH, Kind.OUT_OF_MEMORY)
+    assert (found.rank, found.host, found.at) == (3, "host-b", 7.5)
+    assert found.detail == (
+        "rank 3 on host-b was killed by signal 9 (out of memory: the kernel killed 1 process in its cgroup): step 12"
+    )
+    assert "memory" in found.hint
+
+
+def test_rank_that_only_lost_its_peer_is_not_blamed_although_its_clock_runs_ahead() -> None:
+    echo = {**outcome(0, 1, at=5.0), "tail": "EI0006: Getting socket times out."}
+    origin = outcome(1, None, 11, at=6.0)
+    found = judge([record(echo, fault=0), record(origin, fault=1)], world_size=2, stop_for=None)
+    assert (found.rank, found.kind) == (1, Kind.PROGRAM)
+
+
+def test_program_that_fails_in_the_scheduler_process_too_is_no_infrastructure() -> None:
+    """msrun runs the script once as its scheduler: a bad import fails there as well, and may be seen there first."""
+    bad = {**outcome(-1, 1, at=1.0, reason="NameError: name 'x' is not defined"), "tail": "Traceback"}
+    found = judge([record(bad, outcome(0, 1, at=1.1), fault=-1)], world_size=2, stop_for=None)
+    assert (found.cause, found.kind) == (Cause.CRASH, Kind.PROGRAM)
+    assert found.detail.startswith("msrun's scheduler process exited 1")
+
+
+def test_msrun_killed_for_memory_itself_is_told_by_the_nodes_own_count() -> None:
+    said = record(msrun_exit=-9, oom={"cgroup": 2, "host": 2, "line": ""}, node_rank=0, at=3.0)
+    found = judge([said], world_size=2, stop_for=None, hosts=("host-a",))
+    assert (found.cause, found.kind, found.host) == (Cause.CRASH, Kind.OUT_OF_MEMORY, "host-a")
+    assert "2 processes" in found.detail
+
+
+@pytest.mark.parametrize(("stop", "kind"), [(Cause.HANG, Kind.HANG), (Cause.CANCELLED, Kind.CANCELLED)])
+def test_stop_of_the_control_plane_is_the_kind(stop: Cause, kind: Kind) -> None:
+    assert judge([record(outcome(0, None, 9), fault=0)], world_size=1, stop_for=stop).kind is kind
