@@ -26,6 +26,9 @@ class LaunchPlan:
     prepare: tuple[str, ...] = ()  # command run on each node before the workers, with python's arguments
     work_root: str  # on each node; the attempt lives in <work_root>/<job>/attempt-<n>/node-<rank>
     grace_s: float = 60.0
+    start_timeout_s: float = 600.0
+    interface: str | None = None  # over which the nodes meet: a name or a network; None: where Ray knows the node
+    bind: str = "none"  # what msrun binds each worker to: none, cores, numa
     isolate: str = "auto"  # PID namespace: auto, never
     lease_s: float = LEASE_S
     hang_s: float | None = None  # patience with a training rank that makes no step; None: from its own steps

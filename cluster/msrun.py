@@ -8,14 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster import ascend, binding
 from cluster.launch import LaunchPlan
 from jobs import contract
 
-# What a worker may inherit from the node. Everything else is given on purpose: by the plan or by name in from_env.
+# What a worker may inherit from the node's environment: what says where things are on this node. Not MS_*, not other
+# HCCL_*: they change how training runs, so they belong in the job's env, alike on every node and in the record. What an
+# Ascend node adds stands in cluster.ascend; credentials come by name in from_env.
 INHERITED = ("HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
-INHERITED_PREFIXES = ("ASCEND_", "HCCL_", "GLOO_", "MS_")
-MSRUN_OWN = ("MS_ROLE", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_NODE_ID")
-
+_SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_MS_NODE_S = 30.0  # MindSpore's own patience with a silent process of the cluster
 
 # Seconds between a worker's looks at whether the cluster has formed: MindSpore takes a random number of 3 to 5, which
 # is most of a small job's start (measured: 11 s become 8); a large one would flood its scheduler.
@@ -45,6 +47,9 @@ def build_msrun(
     cpus: tuple[int, ...],
     socket_name: str,
     node_env: Mapping[str, str],
+    interface: str | None = None,
+    hccl_base_port: int | None = None,
+    numa_of: Mapping[int, int] | None = None,
     python: str = sys.executable,
 ) -> MsrunCommand:
     """The command for node `node_rank` of `plan`.
@@ -53,23 +58,35 @@ def build_msrun(
         master_addr: address of node 0 that every node reaches; msrun starts its scheduler where it is local.
         cpus: this node's CPUs for all its ranks together.
         node_env: the node's environment; only what is inherited or named by the plan is taken from it.
+        interface: this node's, over which it reaches the others; for HCCL.
+        hccl_base_port: first of the host ports that HCCL may take.
+        numa_of: this node's CPU -> NUMA node, for gang.bind numa.
         python: interpreter of the environment that holds msrun; its folder comes first on PATH, because msrun runs
             whatever `python` it finds there.
     """
     directory = Path(plan.directory(node_rank))
     bin_dir = Path(python).parent
-    env = {
-        name: value
-        for name, value in node_env.items()
-        if (name in INHERITED or name.startswith(INHERITED_PREFIXES)) and name not in MSRUN_OWN
-    }
+    env = {name: node_env[name] for name in INHERITED if name in node_env}
+    path = [str(bin_dir)]
+    devices: tuple[int, ...] = ()
+    # MindSpore is not to give up a peer before the node's lease does: who is lost is decided there.
+    patience_s = f"{max(_MS_NODE_S, plan.lease_s):.0f}"
+    env.update({"MS_NODE_TIMEOUT": patience_s, "MS_HEARTBEAT_RETRY_TIMEOUT": patience_s})
+    if plan.npus_per_node:
+        env.update(
+            ascend.environment(
+                node_env, interface=interface, base_port=hccl_base_port, start_timeout_s=plan.start_timeout_s
+            )
+        )
+        path += ascend.tool_path(node_env)
+        devices = ascend.visible_devices(node_env)
     env.update({name: node_env[name] for name in plan.from_env if name in node_env})
     env.update(plan.env)
     if plan.world_size <= QUICK_RETRY_WORKERS and not QUICK_RETRY.keys() & env.keys():
         env.update(QUICK_RETRY)
     env.update(
         {
-            "PATH": f"{bin_dir}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "PATH": ":".join([*path, _SYSTEM_PATH]),
             "PYTHONUNBUFFERED": "1",
             contract.ENV_JOB: plan.job,
             contract.ENV_ATTEMPT: str(plan.attempt),
@@ -89,8 +106,10 @@ def build_msrun(
         f"--master_addr={master_addr}",
         f"--master_port={master_port}",
         f"--log_dir={directory / 'logs'}",
+        f"--cluster_time_out={plan.start_timeout_s:.0f}",  # no sooner than the control plane gives the start up
         "--join=True",  # without it msrun exits 0 at once, its workers alive
         f"--tail_worker_log={plan.world_size}",  # no such rank: no `tail -f` children, which can outlive msrun
+        *binding.options(plan.bind, cpus=cpus, workers=plan.workers_per_node, devices=devices, numa_of=numa_of or {}),
         str(Path(__file__).with_name("shim.py")),
         *plan.program,
     )

@@ -13,6 +13,10 @@ from jobs.budgets import Retry
 from jobs.errors import SpecError
 
 _SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|ACCESS_KEY|API_?KEY|PRIVATE_KEY", re.IGNORECASE)
+_MSRUN_SETS = (
+    *("MS_ROLE", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_NODE_ID", "MS_TOPO_TIMEOUT"),
+    *("RANK_ID", "RANK_SIZE", "DEVICE_ID", "ASCEND_RT_VISIBLE_DEVICES"),
+)
 _ENV_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 
@@ -27,6 +31,10 @@ class Gang(_Section):
     workers_per_node: int = Field(default=1, ge=1, le=64)
     device: Literal["cpu", "npu"] = "cpu"
     cpus_per_worker: int = Field(default=1, ge=1, le=512)
+    interface: str | None = Field(
+        default=None, pattern=r"^[^\s/]{1,15}$|^[0-9A-Fa-f.:]+/\d{1,3}$", description="over which the nodes meet"
+    )
+    bind: Literal["none", "cores", "numa"] = Field(default="none", description="what msrun binds each worker to")
 
     @property
     def world_size(self) -> int:
@@ -121,6 +129,8 @@ class JobSpec(_Section):
                 raise ValueError(f"env: {name!r} is no environment name")
             if name.startswith("REX_"):
                 raise ValueError(f"env: {name} belongs to the control plane")
+            if name in _MSRUN_SETS:
+                raise ValueError(f"env: {name} is set by msrun or by Ray, for each worker")
             if _SECRET_NAME.search(name):
                 raise ValueError(f"env: {name} looks like a secret; name it in credentials.from_env instead")
         return self

@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cluster.binding import options, problem, shares
 from cluster.launch import LaunchPlan
 from cluster.msrun import MsrunCommand, build_msrun
+from rexnet.world import share_of
+
+RECORDED = Path(__file__).with_name("recorded") / "commands"
 
 PLAN = LaunchPlan(
     job="quickstart-abc",
@@ -20,36 +33,64 @@ PLAN = LaunchPlan(
 )
 
 
-def build(**node_env: str) -> MsrunCommand:
+CPU_PLAN = replace(PLAN, npus_per_node=0, from_env=(), program=("script", "/opt/count.py"), nodes=1, workers_per_node=2)
+NODE = {  # an Ascend node after CANN's set_env.sh, with what people leave lying about in a shell
+    "HOME": "/root",
+    "PATH": "/root/bin:/usr/local/Ascend/ascend-toolkit/latest/compiler/ccec_compiler/bin:/usr/bin",
+    "PYTHONPATH": "/usr/local/Ascend/ascend-toolkit/latest/python/site-packages:/root/hacks",
+    "LD_LIBRARY_PATH": "/usr/local/Ascend/driver/lib64",
+    "ASCEND_TOOLKIT_HOME": "/usr/local/Ascend/ascend-toolkit/latest",
+    "ASCEND_OPP_PATH": "/usr/local/Ascend/ascend-toolkit/latest/opp",
+    "ASCEND_AICPU_PATH": "/usr/local/Ascend/ascend-toolkit/latest",
+    "ASCEND_GLOBAL_LOG_LEVEL": "0",
+    "ASCEND_RT_VISIBLE_DEVICES": "7,6,4,5",
+    "HCCL_WHITELIST_DISABLE": "1",
+    "HCCL_RDMA_TC": "132",
+    "HCCL_DETERMINISTIC": "true",
+    "HCCL_EXEC_TIMEOUT": "17340",
+    "MS_DEV_JIT_SYNTAX_LEVEL": "0",
+    "MS_ROLE": "MS_SCHED",
+    "GLOO_SOCKET_IFNAME": "eth9",
+}
+
+
+def build(plan: LaunchPlan = PLAN, *, interface: str | None = None, **node_env: str) -> MsrunCommand:
     return build_msrun(
-        PLAN,
-        node_rank=1,
+        plan,
+        node_rank=1 if plan.nodes > 1 else 0,
         master_addr="10.0.0.5",
-        master_port=8118,
+        master_port=23118,
         cpus=(0, 1, 2, 3, 4, 5, 6, 7),
         socket_name="rex-t0k3n-1",
         node_env=node_env,
+        interface=interface,
+        hccl_base_port=24000 if plan.npus_per_node else None,
+        numa_of={cpu: cpu // 4 for cpu in range(8)},
         python="/opt/venv/bin/python",
     )
 
 
-def test_command_is_the_recorded_one() -> None:
-    command = build()
-    *options, shim, kind, module, flag, value = command.argv
-    assert options == [
-        "/opt/venv/bin/msrun",
-        "--worker_num=8",
-        "--local_worker_num=4",
-        "--node_rank=1",
-        "--master_addr=10.0.0.5",
-        "--master_port=8118",
-        "--log_dir=/scratch/rex/quickstart-abc/attempt-2/node-1/logs",
-        "--join=True",
-        "--tail_worker_log=8",
-    ]
-    assert shim.endswith("cluster/shim.py")
-    assert (kind, module, flag, value) == ("module", "rexnet.train", "--config", "quickstart")
-    assert command.cwd == "/scratch/rex/quickstart-abc/attempt-2/node-1/cwd"
+def printed(command: MsrunCommand) -> str:
+    """One assignment or word a line, without the place of our own checkout."""
+    *options, shim, kind = command.argv[: command.argv.index("module" if "module" in command.argv else "script") + 1]
+    rest = command.argv[len(options) + 2 :]
+    words = [*options, "SHIM" if shim.endswith("/cluster/shim.py") else shim, kind, *rest]
+    return "\n".join([f"cd {command.cwd}", *(f"{k}={v}" for k, v in sorted(command.env.items())), *words]) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("cpu", build(CPU_PLAN, HOME="/root", MS_DEV_JIT_SYNTAX_LEVEL="0", ASCEND_RT_VISIBLE_DEVICES="")),
+        ("cpu-cores", build(replace(CPU_PLAN, bind="cores"))),
+        ("ascend", build(replace(PLAN, bind="numa", start_timeout_s=1200.0), interface="eth1", **NODE)),
+    ],
+)
+def test_command_and_its_environment_are_the_recorded_ones(name: str, command: MsrunCommand) -> None:
+    path = RECORDED / f"{name}.txt"
+    if os.environ.get("REX_RECORD") == "1":
+        path.write_text(printed(command))
+    assert printed(command) == path.read_text(), "REX_RECORD=1 writes it anew: read the difference before you commit"
 
 
 def test_venv_comes_first_on_the_path_because_msrun_runs_whatever_python_it_finds() -> None:
@@ -58,11 +99,65 @@ def test_venv_comes_first_on_the_path_because_msrun_runs_whatever_python_it_find
 
 
 def test_nothing_is_inherited_by_accident() -> None:
-    env = build(
-        MY_SECRET="x", HOME="/root", ASCEND_RT_VISIBLE_DEVICES="4,5,6,7", MS_ROLE="MS_SCHED", LD_PRELOAD="y"
-    ).env
-    assert "MY_SECRET" not in env and "LD_PRELOAD" not in env and "MS_ROLE" not in env
-    assert env["HOME"] == "/root" and env["ASCEND_RT_VISIBLE_DEVICES"] == "4,5,6,7"
+    env = build(**NODE, MY_SECRET="x", LD_PRELOAD="y").env
+    for name in ("MY_SECRET", "LD_PRELOAD", "MS_ROLE", "MS_DEV_JIT_SYNTAX_LEVEL", "HCCL_DETERMINISTIC"):
+        assert name not in env
+    assert env["HOME"] == "/root" and env["HCCL_WHITELIST_DISABLE"] == "1"
+    assert env["ASCEND_RT_VISIBLE_DEVICES"] == "7,6,4,5", "as Ray gave them"
+    assert env["HCCL_EXEC_TIMEOUT"] == "1836", "not the node's"
+
+
+def test_nothing_of_ascend_reaches_a_cpu_job() -> None:
+    assert not [name for name in build(CPU_PLAN, **NODE).env if name.startswith(("ASCEND_", "HCCL_"))]
+
+
+def test_jobs_own_variables_win_over_what_we_derive() -> None:
+    mine = {"HCCL_EXEC_TIMEOUT": "3400", "HCCL_SOCKET_IFNAME": "ib", "MS_NODE_TIMEOUT": "15"}
+    env = build(replace(PLAN, env=mine), interface="eth1", **NODE).env
+    assert {name: env[name] for name in mine} == mine
+
+
+def test_mindspore_waits_for_a_silent_peer_no_shorter_than_the_lease() -> None:
+    assert build(replace(PLAN, lease_s=90.0)).env["MS_NODE_TIMEOUT"] == "90"
+    assert build(replace(PLAN, lease_s=5.0)).env["MS_NODE_TIMEOUT"] == "30"
+
+
+def test_binding_names_workers_by_the_visible_devices_in_their_order() -> None:
+    argv = build(replace(PLAN, bind="cores"), **NODE).argv
+    assert '--bind_core={"device4": ["0,1"], "device5": ["2,3"], "device6": ["4,5"], "device7": ["6,7"]}' in argv
+
+
+def test_binding_is_what_msrun_itself_accepts() -> None:
+    """msrun's own parser and check of the table, on this machine's CPUs."""
+    chosen = options("cores", cpus=(0,), workers=2, devices=(), numa_of={})
+    code = (
+        "import json, sys\n"
+        "from mindspore.parallel.cluster.run import _parse_and_validate_bind_core as parse\n"
+        "from mindspore.parallel.cluster.process_entity._bind import _parse_global_device_to_cpu_map as table\n"
+        "given = parse(sys.argv[1].partition('=')[2])\n"
+        "print(json.dumps([table(0, 0, given), table(1, 1, given)]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *chosen], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == ["0", "0"]
+
+
+def test_numa_binding_without_known_nodes_binds_cores_only() -> None:
+    assert len(options("numa", cpus=(0, 1), workers=2, devices=(), numa_of={})) == 1
+    assert options("numa", cpus=(0, 5), workers=2, devices=(), numa_of={0: 0, 5: 1})[1] == (
+        '--bind_numa={"device0": ["0"], "device1": ["1"]}'
+    )
+
+
+def test_host_on_which_msrun_would_not_bind_is_named(tmp_path: Path) -> None:
+    assert problem("none", "n1", cpuset=tmp_path / "missing") is None
+    assert "cgroup v1" in str(problem("cores", "n1", cpuset=tmp_path / "missing"))
+    assert str(problem("cores", "n1", cpuset=tmp_path / "missing")).count("n1") == 1
+
+
+def test_shares_are_those_that_rexnet_takes() -> None:
+    for cpus, workers in (((0, 1, 2, 3), 2), ((4, 5, 6), 2), ((0, 1), 4)):
+        mine = [list(share_of(list(cpus), rank, workers)) for rank in range(workers)]
+        assert shares(cpus, workers) == mine
 
 
 def test_credentials_come_from_the_nodes_own_environment_by_name() -> None:
