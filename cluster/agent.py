@@ -19,16 +19,19 @@ from typing import Any
 
 import ray
 
+from cluster import binding
 from cluster.ending import ENV_SUPERVISES, blank_record, failed, outcomes_on_disk, sweep, write_ended
+from cluster.endpoint import HeldPort, choose, hold_port, interfaces
 from cluster.launch import LaunchPlan
 from cluster.lease import Lease, boottime
 from cluster.lines import read_lines
 from cluster.readiness import why_not_ready, with_code
 from cluster.register import HeadRegister
+from cluster.released import START_FILE, released, start_facts
 from cluster.shipping import start_shipping
-from cluster.supervisor import PEER_HANGS, START_FILE
+from cluster.supervisor import PEER_HANGS
 from jobs.contract import ENV_TOKEN, Exit
-from jobs.errors import ClusterUnreachable
+from jobs.errors import ClusterUnreachable, SpecError
 
 NAMESPACE = "rexctl"
 _SILENT_SHARE = 3  # of a lease: a supervisor says that it is alive every second; one that was stopped does not
@@ -49,6 +52,8 @@ class Agent:
         self._lock = threading.Lock()
         self._link: socket.socket | None = None
         self._master: tuple[str, int] | None = None
+        self._interface = ""
+        self._held: HeldPort | None = None  # the master port, until the workers have met there
         self._phase = "preparing"
         self._ranks: dict[str, dict[str, Any]] = {}
         self._ended: dict[str, Any] | None = None
@@ -120,6 +125,9 @@ class Agent:
     def _prepare(self) -> None:
         for name in ("logs", "reports", "cwd"):
             (self._directory / name).mkdir(parents=True, exist_ok=True)
+        unbound = binding.problem(self._plan.bind, socket.gethostname())
+        if unbound is not None:
+            raise PrepareFailed(unbound, int(Exit.CONFIG))
         lacking = [name for name in self._plan.from_env if name not in os.environ]
         if lacking:
             raise PrepareFailed(
@@ -150,11 +158,15 @@ class Agent:
             )
 
     def _find_master(self) -> None:
+        default, host = ray.util.get_node_ip_address(), socket.gethostname()
+        try:
+            mine = choose(self._plan.interface, default=default, nodes=self._plan.nodes, host=host, known=interfaces())
+        except SpecError as error:
+            raise PrepareFailed(str(error), int(Exit.CONFIG)) from error
+        self._interface = mine.name
         if self._rank == 0:
-            address = ray.util.get_node_ip_address()
-            with socket.socket() as probe:
-                probe.bind((address, 0))
-                self._master = (address, int(probe.getsockname()[1]))
+            self._held = hold_port(mine.address)
+            self._master = (mine.address, self._held.port)
             return
         while self._master is None and self._may_go_on():
             try:
@@ -178,8 +190,7 @@ class Agent:
             start = {
                 "plan": self._plan.to_json(),
                 "node_rank": self._rank,
-                "master_addr": self._master[0],
-                "master_port": self._master[1],
+                **start_facts(*self._master, self._interface, npus=self._plan.npus_per_node),
                 "lease_until": self._lease_until,
                 "host": socket.gethostname(),
                 "at": time.time(),
@@ -215,6 +226,7 @@ class Agent:
                     self._started = message
                 elif kind == "heartbeat":
                     self._phase = "running"
+                    self._release_port()
                     self._ranks[str(message["rank"])] = message
                 elif kind == "ended":
                     self._phase, self._ended = "ended", message["record"]
@@ -250,12 +262,18 @@ class Agent:
         """End without (or after the death of) a supervisor: sweep, and leave the record it would have left."""
         record = {**blank_record(self._rank, self._stop[0] if self._stop else None), **said}
         record["survivors"] = sweep(self._plan.token)
+        self._release_port()
+        record |= released(self._directory, self._rank)
         record["outcomes"] = list(outcomes_on_disk(self._directory).values())
         if self._directory.is_dir():
             write_ended(self._directory, record)
         with self._lock:
             self._phase, self._ended = "ended", record
         self._ended_alone = True
+
+    def _release_port(self) -> None:
+        if self._held is not None:
+            self._held.release()
 
     def _send_stop(self) -> None:
         """Pass a wanted stop on; the caller holds the lock."""

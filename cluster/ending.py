@@ -10,6 +10,7 @@ from typing import Any
 
 from cluster.launch import LaunchPlan
 from cluster.processes import end_by_environment, find_by_environment
+from cluster.released import released
 from jobs.contract import ENV_TOKEN, Exit
 
 ENV_SUPERVISES = "REX_SUPERVISES"  # in the supervisor's own environment: the token of the attempt it owns
@@ -87,11 +88,12 @@ def certify(plan_json: str, node_rank: int) -> dict[str, Any]:
     path = directory / ENDED_FILE
     if path.exists():
         record: dict[str, Any] = json.loads(path.read_text())
-        return {**record, "survivors": survivors}
+        return {**record, "survivors": survivors, **released(directory, node_rank)}
     return {
         **blank_record(node_rank, None),
         "fault": {"rank": None, "code": None},
         "message": "the agent died",
         "unattended": True,  # nobody saw when
         "survivors": survivors,
+        **released(directory, node_rank),
     }

@@ -24,15 +24,18 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from cluster import stacks
+from cluster import binding, stacks
 from cluster.cpus import CpuClaim
 from cluster.ending import blank_record, outcomes_on_disk, say, write_ended
+from cluster.endpoint import HCCL_PORTS, free_ports
 from cluster.hang import HangWatch
+from cluster.last_words import OomCount
 from cluster.launch import LaunchPlan
 from cluster.lease import boottime
 from cluster.logs import NODE_LOGS, SCHEDULER_LOG, LogKeeper, log_path, worker_log
 from cluster.msrun import MsrunCommand, build_msrun
 from cluster.processes import die_with_parent, end_by_environment
+from cluster.released import START_FILE, released
 from cluster.shipping import start_shipping
 from cluster.work import WorkMeter, work_seconds
 from jobs.contract import ENV_TOKEN, Exit, checked_heartbeat
@@ -44,7 +47,6 @@ _SCHEDULER_GRACE_S = 15.0  # from the last worker's good end to that of msrun's 
 _SO_PASSCRED, _SCM_CREDENTIALS = 16, 2  # Linux; socket.SO_PASSCRED is there from Python 3.11 only
 _BACKLOG_BYTES = 1 << 20  # of unread lines to the agent, beyond which heartbeats are dropped
 
-START_FILE = "start.json"
 PEER_HANGS = "peer_hangs"  # why the agent of another node asks for the end: the stacks are wanted first
 
 
@@ -101,10 +103,19 @@ class Supervisor:
     """One attempt on one node, from msrun's start to the record of its end."""
 
     def __init__(
-        self, plan: LaunchPlan, node_rank: int, master: tuple[str, int], link: Link, lease_until: float
+        self,
+        plan: LaunchPlan,
+        node_rank: int,
+        master: tuple[str, int],
+        link: Link,
+        lease_until: float,
+        *,
+        interface: str | None,
     ) -> None:
         self.plan, self.node_rank, self.master, self.link = plan, node_rank, master, link
         self.lease_until = lease_until  # by boottime
+        self.interface = interface
+        self.oom_before = OomCount.now()
         self.said_alive = 0.0
         self.hangs = HangWatch(plan.hang_s)
         self.meters: dict[int, WorkMeter] = defaultdict(WorkMeter)
@@ -139,6 +150,9 @@ class Supervisor:
             cpus=self.cpus.cpus,
             socket_name=self.socket_name,
             node_env=os.environ,
+            interface=self.interface,
+            hccl_base_port=free_ports("0.0.0.0", HCCL_PORTS) if self.plan.npus_per_node else None,
+            numa_of=binding.numa_of_cpus(),
         )
 
     def run(self) -> dict[str, Any]:
@@ -324,6 +338,8 @@ class Supervisor:
             "outcomes": [self.outcomes[rank] for rank in sorted(self.outcomes)],
             "msrun_exit": self.msrun_exit,
             "survivors": survivors,
+            "oom": OomCount.now().since(self.oom_before),
+            **released(self.directory, self.node_rank),
         }
         write_ended(self.directory, record)
         return record
@@ -343,7 +359,8 @@ def main() -> int:
     plan = LaunchPlan.from_json(start["plan"])
     link = Link(socket.socket(fileno=handle))
     master = (start["master_addr"], int(start["master_port"]))
-    supervisor = Supervisor(plan, int(start["node_rank"]), master, link, float(start["lease_until"]))
+    interface, lease_until = start["interface"] or None, float(start["lease_until"])
+    supervisor = Supervisor(plan, int(start["node_rank"]), master, link, lease_until, interface=interface)
     record = supervisor.run()
     supervisor.cpus.release()  # before the word that lets the next attempt start
     link.send({"kind": "ended", "record": record})

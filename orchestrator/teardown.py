@@ -18,6 +18,7 @@ from cluster.ending import certify
 from cluster.gang import Gangs, NodeView
 from cluster.launch import LaunchPlan
 from cluster.lease import Watch
+from cluster.released import left
 from jobs.errors import ClusterUnreachable
 from orchestrator.provider import Provider
 from orchestrator.store import AttemptRow, JobRow, Store
@@ -66,9 +67,10 @@ class Teardown:
         self.watch.heard((row.id, attempt.number, view.node_rank))
         self.silent.discard(attempt.nodes[view.node_rank]["id"])
         record: Record | None = view.report["ended"]
-        if record is None or not record.get("survivors"):
+        held = left(record) if record is not None else {}
+        if not held:
             return record
-        self._once(row, "teardown_incomplete", {"node": view.node_rank, "alive": record["survivors"]})
+        self._once(row, "teardown_incomplete", {"node": view.node_rank, **held})
         return self._swept(row, attempt, view)
 
     def _of_the_silent(self, row: JobRow, attempt: AttemptRow, view: NodeView) -> Record | None:
@@ -131,7 +133,7 @@ class Teardown:
             record = self._in_background(row, view, certify, launch.to_json(), view.node_rank)  # Ray was restarted here
         else:
             return None
-        return None if record is None or record.get("survivors") else record
+        return None if record is None or left(record) else record
 
     def _in_background(
         self, row: JobRow, view: NodeView, make: Callable[..., Record], *arguments: Any
