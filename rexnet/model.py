@@ -210,6 +210,23 @@ class ReXNet(nn.Cell):  # type: ignore[misc]
         hold(self, head_inputs=self.features[-1].kernel_inputs())
         self.head_train, self.head_eval = (head(library, training=training) for training in (True, False))
 
+    def kernel_inputs(self) -> list[Parameter]:
+        """All parameters in the order of the operators; where they serve."""
+        bottlenecks = (self.features[i].kernel_inputs for i in range(1, self.num_blocks))
+        classifier = (self.cls[1].weight, self.cls[1].bias)
+        return list(itertools.chain(self.first_inputs, *bottlenecks, self.head_inputs, classifier))
+
+    def kernel_plan(self, weights: ParameterTuple, *, drops: bool, mixes: bool) -> np.ndarray[Any, Any]:
+        """What `kernels/src/network.h` is told: whether there is dropout, and mixup; how many blocks, and of each its
+        stride, gate, column of `paths` or -1; where in a vector of `weights` each of `kernel_inputs` begins, or -1.
+        """
+        bottlenecks = [self.features[i] for i in range(self.num_blocks)]
+        each = [(block.stride, block.gated, block.path) for block in bottlenecks]
+        starts = itertools.accumulate((math.prod(p.shape) for p in weights), initial=0)
+        places = dict(zip((p.name for p in weights), starts, strict=False))  # the last start is the vector's end
+        offsets = [places.get(parameter.name, -1) for parameter in self.kernel_inputs()]
+        return np.array([drops, mixes, self.num_blocks, *itertools.chain(*each), *offsets], np.int32)
+
     def construct(self, x: Tensor, mask: Tensor | None = None, paths: Tensor | None = None) -> Tensor:
         """`mask` (n, num_features) holds 0 or 1 / (1 - drop_rate), or is None: nothing is dropped.
 

@@ -15,7 +15,9 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from jobs.errors import SpecError
+from rexnet import kernels
 from rexnet.flat import Average, Gather, Scatter, length_of, split, sum_of_squares
+from rexnet.kernels.ops import network_gradient
 from rexnet.model import ReXNet
 from rexnet.optimizer import create_optimizer
 from rexnet.recipe import Recipe
@@ -44,10 +46,21 @@ class Gradient(nn.Cell):  # type: ignore[misc]
         self.fixed_scale, self.loss_scale = recipe.loss_scale, loss_scale
         self.gradients = ms.value_and_grad(self._loss, None, weights)
         self.gather = Gather()
+        library = kernels.library() if isinstance(network, ReXNet) and network.fused else None
+        self.is_one_operator = library is not None
+        if library is not None:
+            self.kernel = network_gradient(library, length_of(weights))
+            self.kernel_parameters = ParameterTuple(network.kernel_inputs())
+            self.kernel_plan = Tensor(network.kernel_plan(weights, drops=self.drops, mixes=self.mixes))
+            self.kernel_scale = loss_scale if loss_scale is not None else Tensor(recipe.loss_scale, ms.float32)
+            self.kernel_smoothing = Tensor(np.array([recipe.label_smoothing], np.float32))
 
     def construct(  # noqa: PLR0917
         self, images: Tensor, labels: Tensor, other_labels: Tensor, mask: Tensor, paths: Tensor, control: Tensor
     ) -> Tensor:
+        if self.is_one_operator:
+            given = (images, labels, other_labels, mask, paths, control, self.kernel_scale)
+            return self.kernel(*given, self.kernel_smoothing, self.kernel_plan, *self.kernel_parameters)
         loss, gradients = self.gradients(images, labels, other_labels, mask, paths, control)
         return self.gather(gradients + (loss.reshape((1,)), control[STOP].reshape((1,))))  # noqa: RUF005
 
@@ -183,6 +196,7 @@ class TrainStep:
     def __init__(self, network: ReXNet, recipe: Recipe, world_size: int, accumulation: int = 1) -> None:
         self._update = Update(network, recipe, world_size, accumulation)
         self._gradient = Gradient(network, self._update.weights, recipe, self._update.loss_scale)
+        self._network = network
         self._is_whole = accumulation == 1
         if self._is_whole:
             self._whole = Whole(self._gradient, self._update)
@@ -262,14 +276,19 @@ class TrainStep:
     def __call__(self, micro_batches: list[tuple[Tensor, ...]], control: Tensor) -> tuple[Tensor, Tensor]:
         """(mean loss, number above 0 if a rank wants to stop); inputs of a micro-batch as `Gradient` takes them."""
         if self._is_whole:
-            self._whole.set_train(True)
+            self._train(self._whole)
             loss, stop = self._whole(*micro_batches[0], control)
             return loss, stop
-        self._accumulate.set_train(True)
+        self._train(self._accumulate)
         for i, inputs in enumerate(micro_batches):
             self._accumulate(*inputs, control, Tensor(i == 0))
         loss, stop = self._finish(control)
         return loss, stop
+
+    def _train(self, cell: nn.Cell) -> None:
+        """For training, if it is not already: that walks over all cells, which takes milliseconds."""
+        if not (cell.training and self._network.training):
+            cell.set_train(True)
 
 
 def _joined(arrays: Arrays, parameters: Sequence[Parameter], prefix: str) -> np.ndarray[Any, Any]:

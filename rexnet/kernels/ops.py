@@ -132,3 +132,11 @@ def head(library: Path, *, training: bool) -> ops.Custom:
         return (*d, ops.zeros_like(m), ops.zeros_like(v))
 
     return custom(library, "head_train", shape, 3, bprop)
+
+
+def network_gradient(library: Path, length: int) -> ops.Custom:
+    """A whole training pass: images (n, 3, h, w), labels and other labels (n,) int32, mask (n, features), paths (n,
+    number of them), control (4,), scale of the loss (), (smoothing,), plan (int32) and all parameters -> (length + 2,):
+    the gradients of the scaled loss, that loss, and control's wish to stop. `src/network.h` reads them.
+    """
+    return ops.Custom(f"{library}:network_gradient", lambda *_: [length + 2], lambda *_: ms.float32, func_type="aot")

@@ -75,5 +75,6 @@ REX_OPERATOR(gated2_grad, bottleneck_backward(REX_CALL, false, 2))
 REX_OPERATOR(head_train, head_forward(REX_CALL, true))
 REX_OPERATOR(head_eval, head_forward(REX_CALL, false))
 REX_OPERATOR(head_grad, head_backward(REX_CALL))
+REX_OPERATOR(network_gradient, network_gradient(REX_CALL))
 
 extern "C" __attribute__((visibility("default"))) const char* instruction_set() { return chosen().name; }

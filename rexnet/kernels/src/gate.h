@@ -12,6 +12,30 @@ struct Gate {
   float *means, *gates, *hidden;  // kept for the backward pass: means of raw d, gates, raw hidden values
 };
 
+// The gate's eight (forward) or four (backward: reduce weight, gamma, beta, excite weight) parameters.
+inline Gate read_gate(void** params, int64_t** shapes, bool forward, int64_t images, float** saved) {
+  Gate gate = {};
+  const int64_t weight[4] = {shapes[0][0], shapes[0][1], 1, 1};
+  int64_t* reduce_shape[1] = {const_cast<int64_t*>(weight)};
+  gate.images = images;
+  if (forward) {
+    void* reduce[5] = {params[0], params[2], params[3], params[4], params[5]};
+    gate.reduce = read_conv(reduce, reduce_shape, true, saved);
+    gate.reduce_bias = static_cast<const float*>(params[1]);
+    gate.excite.weight = static_cast<const float*>(params[6]);
+    gate.excite_bias = static_cast<const float*>(params[7]);
+  } else {
+    gate.reduce = read_conv(params, reduce_shape, false, saved);
+    gate.excite.weight = static_cast<const float*>(params[3]);
+  }
+  gate.excite.in = gate.reduce.out, gate.excite.out = gate.reduce.in;
+  gate.means = *saved;
+  gate.gates = gate.means + padded(gate.reduce.in) * images;
+  gate.hidden = gate.gates + padded(gate.reduce.in) * images;
+  *saved = gate.hidden + padded(gate.reduce.out) * images;
+  return gate;
+}
+
 // Calls work(first, count) over `total` panels in twos.
 template <class Work>
 inline void by_panels(int64_t total, Work&& work) {

@@ -2,37 +2,12 @@
 // Compiled once for each instruction set; dispatch.cc chooses among the tables at the end.
 #include "table.h"
 
-#include "bottleneck.h"
-#include "head.h"
+#include "network.h"
 
 namespace REX_ISA {
 namespace {
 
 float* at(void** params, int64_t i) { return static_cast<float*>(params[i]); }
-
-// The gate's eight (forward) or four (backward: reduce weight, gamma, beta, excite weight) parameters.
-Gate read_gate(void** params, int64_t** shapes, bool forward, int64_t images, float** saved) {
-  Gate gate = {};
-  const int64_t weight[4] = {shapes[0][0], shapes[0][1], 1, 1};
-  int64_t* reduce_shape[1] = {const_cast<int64_t*>(weight)};
-  gate.images = images;
-  if (forward) {
-    void* reduce[5] = {params[0], params[2], params[3], params[4], params[5]};
-    gate.reduce = read_conv(reduce, reduce_shape, true, saved);
-    gate.reduce_bias = at(params, 1);
-    gate.excite.weight = at(params, 6);
-    gate.excite_bias = at(params, 7);
-  } else {
-    gate.reduce = read_conv(params, reduce_shape, false, saved);
-    gate.excite.weight = at(params, 3);
-  }
-  gate.excite.in = gate.reduce.out, gate.excite.out = gate.reduce.in;
-  gate.means = *saved;
-  gate.gates = gate.means + padded(gate.reduce.in) * images;
-  gate.hidden = gate.gates + padded(gate.reduce.in) * images;
-  *saved = gate.hidden + padded(gate.reduce.out) * images;
-  return gate;
-}
 
 void read_geometry(Bottleneck* b, const int64_t* input, bool images) {
   b->images = images ? input[0] : input[1];
@@ -43,7 +18,6 @@ void read_geometry(Bottleneck* b, const int64_t* input, bool images) {
   b->map.out_width = (b->map.width - 1) / b->stride + 1;
   b->source = {nullptr, images ? 0 : b->images * b->map.size() * LANES, height, width, b->map.height, b->map.width};
 }
-
 
 // Inputs: x, scale (not of the first), 5 each of three convolutions, 8 of the gate if there is one.
 // Outputs: y; in training also e, d, o and what the backward pass needs of statistics and gate.
@@ -136,9 +110,16 @@ int head_backward(const Call& call) {
   return 0;
 }
 
+// See Network.
+int network_gradient(const Call& call) {
+  rex::Operation op;
+  Network(call, op).run();
+  return 0;
+}
+
 }  // namespace
 
 extern const Table table;
-const Table table = {bottleneck_forward, bottleneck_backward, head_forward, head_backward};
+const Table table = {bottleneck_forward, bottleneck_backward, head_forward, head_backward, network_gradient};
 
 }  // namespace REX_ISA

@@ -89,8 +89,9 @@ struct Memory {
   int64_t floats;
 };
 std::mutex operation_mutex;
-std::vector<Memory> memories;  // the last one is being handed out; the next operation begins with one of their sum
-int64_t used = 0;
+std::vector<Memory> memories;  // the last one is being handed out; if they are several, the next operation joins them
+int64_t used = 0;              // of the last one
+int64_t taken = 0, most = 0;   // of all of them, now and at most in any operation
 
 Memory allocate(int64_t floats) {
   const size_t page = size_t{2} << 20;
@@ -101,6 +102,10 @@ Memory allocate(int64_t floats) {
   madvise(data, bytes, MADV_HUGEPAGE);
 #endif
   return {static_cast<float*>(data), static_cast<int64_t>(bytes / sizeof(float))};
+}
+
+void free_from(size_t first) {
+  for (; memories.size() > first; memories.pop_back()) std::free(memories.back().data);
 }
 
 }  // namespace
@@ -125,15 +130,10 @@ void parallel(int64_t count, const std::function<void(int64_t)>& work) {
 
 Operation::Operation() {
   operation_mutex.lock();
-  used = 0;
-  if (memories.size() > 1) {
-    int64_t total = 0;
-    for (const Memory& memory : memories) {
-      total += memory.floats;
-      std::free(memory.data);
-    }
-    memories = {allocate(total)};
-  }
+  used = taken = 0;
+  if (memories.size() == 1 && memories[0].floats >= most) return;
+  free_from(0);
+  if (most) memories = {allocate(most)};
 }
 Operation::~Operation() { operation_mutex.unlock(); }
 
@@ -145,7 +145,15 @@ float* Operation::take(int64_t floats) {
   }
   float* const data = memories.back().data + used;
   used += floats;
+  taken += floats;
+  most = std::max(most, taken);
   return data;
+}
+
+Scope::Scope(Operation&) : num_memories_(memories.size()), used_(used), taken_(taken) {}
+Scope::~Scope() {
+  free_from(num_memories_);
+  used = used_, taken = taken_;
 }
 
 }  // namespace rex

@@ -1,5 +1,6 @@
 // Threads of the process's CPU set, started once; one operator at a time uses them.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 
@@ -20,6 +21,19 @@ class Operation {
   Operation(const Operation&) = delete;
   Operation& operator=(const Operation&) = delete;
   float* take(int64_t floats);  // 64-byte aligned, not initialised
+};
+
+// What is taken while it lives is given back at its end.
+class Scope {
+ public:
+  explicit Scope(Operation& operation);
+  ~Scope();
+  Scope(const Scope&) = delete;
+  Scope& operator=(const Scope&) = delete;
+
+ private:
+  size_t num_memories_;
+  int64_t used_, taken_;
 };
 
 }  // namespace rex

@@ -13,4 +13,5 @@ struct Table {
   int (*bottleneck_backward)(const Call& call, bool images, int64_t stride);
   int (*head_forward)(const Call& call, bool training);
   int (*head_backward)(const Call& call);
+  int (*network_gradient)(const Call& call);
 };
