@@ -10,7 +10,7 @@ struct Map {
   int64_t height, width, out_height, out_width;
   int64_t size() const { return height * width; }
   int64_t out_size() const { return out_height * out_width; }
-  int64_t scratch() const { return 4 * (std::max(width, out_width) + 2) * LANES; }  // floats of four padded rows
+  int64_t scratch() const { return 6 * (std::max(width, out_width) + 2) * LANES; }  // floats of six padded rows
 };
 
 // The nine taps of panel p as vectors, from weights (channels, 1, 3, 3).
@@ -46,11 +46,8 @@ static void depthwise_forward(const Map& map, const float* e, v8 factor, v8 shif
                               float* scratch, Moments* moments) {
   Rows<3> rows(scratch, map.width, map.height);
   auto fill = [&](int64_t row, float* to) {
-    const float* from = e + row * map.width * LANES;
-    for (int64_t w = 0; w < map.width; w++) {
-      const v8 u = load(from + w * LANES) * factor + shift;
-      store(to + w * LANES, u * sigmoid(u));
-    }
+    for_sigmoids(e + row * map.width * LANES, map.width, factor, shift,
+                 [&](int64_t w, v8 u, v8 s) __attribute__((always_inline)) { store(to + w * LANES, u * s); });
   };
   v8 sum = {}, square = {};
   for (int64_t h = 0; h < map.out_height; h++) {
@@ -97,6 +94,9 @@ static void depthwise_backward(const Map& map, const float* e, const float* d, c
     for (int64_t w = 0; w < map.out_width * LANES; w += LANES)
       store(into + w, second_factor * load(q + at + w) + (second_slope * load(d + at + w) + second_offset));
   };
+  float* const active = scratch + 4 * (map.out_width + 2) * LANES;  // a row of SiLU's values, and of its slopes
+  float* const slopes = active + map.width * LANES;
+  const float* const tap = reinterpret_cast<const float*>(taps);  // read each time: the sums need the registers
   v8 total = {}, total_product = {}, tap_sum[9] = {};
   for (int64_t h = 0; h < map.height; h++) {
     // Row of taps i meets this input row in output row (h + 1 - i) / STRIDE, where that is whole.
@@ -105,19 +105,24 @@ static void depthwise_backward(const Map& map, const float* e, const float* d, c
       r[i] = (h + 1 - i) % STRIDE ? nullptr : rows.get((h + 1 - i) / STRIDE, fill);
     const float* from = e + h * map.width * LANES;
     float* into = to + h * map.width * LANES;
+    for_sigmoids(from, map.width, factor, shift, [&](int64_t w, v8 u, v8 s) __attribute__((always_inline)) {
+      const v8 a = u * s;
+      store(active + w * LANES, a);
+      store(slopes + w * LANES, s * (1.0f + (u - a)));
+    });
     v8 row_sum = {}, row_product = {};
     auto pixel = [&](int64_t w, auto&& each_tap) __attribute__((always_inline)) {
-      const v8 x = load(from + w * LANES), u = x * factor + shift, s = sigmoid(u), a = u * s;
-      v8 gradient = {};
-      each_tap([&](int tap, const float* row, int64_t column) __attribute__((always_inline)) {
+      const v8 a = load(active + w * LANES);
+      v8 part[3] = {};
+      each_tap([&](int t, const float* row, int64_t column) __attribute__((always_inline)) {
         const v8 g = load(row + column * LANES);
-        gradient += g * taps[tap];
-        tap_sum[tap] += g * a;
+        part[t % 3] += g * load(tap + t * LANES);
+        tap_sum[t] += g * a;
       });
-      gradient *= s * (1.0f + (u - a));
+      const v8 gradient = (part[0] + part[1] + part[2]) * load(slopes + w * LANES);
       store(into + w * LANES, gradient);
       row_sum += gradient;
-      row_product += gradient * (x - mean);
+      row_product += gradient * (load(from + w * LANES) - mean);
     };
     if constexpr (STRIDE == 1) {
       for (int64_t w = 0; w < map.width; w++)

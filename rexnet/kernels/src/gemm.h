@@ -7,7 +7,7 @@
 #pragma once
 #include <algorithm>
 
-#include "vector.h"
+#include "silu.h"
 
 namespace REX_ISA {
 

@@ -19,10 +19,7 @@ inline void forward(const Head& head, float* pooled, bool training, rex::Operati
     for (int64_t image = 0; image < n; image++) {
       const float* const e = head.e + (p * n + image) * head.size * LANES;
       v8 sum = {};
-      for (int64_t m = 0; m < head.size; m++) {
-        const v8 u = load(e + m * LANES) * factor + shift;
-        sum += u * sigmoid(u);
-      }
+      for_sigmoids(e, head.size, factor, shift, [&](int64_t, v8 u, v8 s) __attribute__((always_inline)) { sum += u * s; });
       store_channels(pooled + image * channels, p, channels, sum / static_cast<float>(head.size));
     }
   });
@@ -41,13 +38,13 @@ inline void backward(const Head& head, const float* dpooled, float** outputs, re
       const v8 share = load_channels(dpooled + image * channels, p, channels) / static_cast<float>(head.size);
       const int64_t begin = p * stride + image * head.size * LANES;
       v8 total = {}, moment = {};
-      for (int64_t at = begin; at < begin + head.size * LANES; at += LANES) {
-        const v8 x = load(head.e + at), u = x * factor + shift, s = sigmoid(u);
+      for_sigmoids(head.e + begin, head.size, factor, shift, [&](int64_t m, v8 u, v8 s) __attribute__((always_inline)) {
+        const int64_t at = begin + m * LANES;
         const v8 g = share * (s * (1.0f + u * (1.0f - s)));
         store(de + at, g);
         total += g;
-        moment += g * (x - mean);
-      }
+        moment += g * (load(head.e + at) - mean);
+      });
       for (int64_t j = 0; j < LANES; j++) sum[j] += total[j], product[j] += moment[j];
     }
     const NormGradient gradient = close_norm(norm, p, sum, product, n * head.size, outputs[2], outputs[3]);

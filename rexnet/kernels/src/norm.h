@@ -14,15 +14,21 @@ struct Moments {
   float sum[LANES], square[LANES];
 };
 
+// Four sums in turn: one alone would wait for each addition.
 REX_INLINE void gather(const float* rows, int64_t count, Moments* to) {
-  v8 sum = {}, square = {};
-  for (int64_t m = 0; m < count; m++) {
-    const v8 x = load(rows + m * LANES);
-    sum += x;
-    square += x * x;
-  }
-  store(to->sum, sum);
-  store(to->square, square);
+  v8 sum[4] = {}, square[4] = {};
+  auto add = [&](int i, const float* row) __attribute__((always_inline)) {
+    const v8 x = load(row);
+    sum[i] += x;
+    square[i] += x * x;
+  };
+  int64_t m = 0;
+  for (; m + 4 <= count; m += 4)
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) add(i, rows + (m + i) * LANES);
+  for (; m < count; m++) add(0, rows + m * LANES);
+  store(to->sum, (sum[0] + sum[1]) + (sum[2] + sum[3]));
+  store(to->square, (square[0] + square[1]) + (square[2] + square[3]));
 }
 
 // The tensors of one batch norm: its parameters, and the mean and 1 / sqrt(variance + epsilon) it normalised by.
