@@ -112,6 +112,8 @@ def assert_close(ours: Arrays, theirs: Arrays) -> None:
         ((5, 9, 2), False, 2, (3, 5)),
         ((10, 6, 1), False, 2, (5, 4)),  # no shortcut: fewer channels than before
         ((3, 4, 1), False, 2, (40, 23)),  # an image in several blocks of rows
+        ((3, 4, 1), False, 2, (150, 61)),  # and in several strips in the backward pass
+        ((5, 9, 2), False, 2, (151, 44)),
         ((2, 17, 2), False, 1, (4, 4)),
         ((16, 24, 1), True, 7, (3, 5)),
         ((12, 20, 2), True, 6, (17, 14)),

@@ -5,6 +5,7 @@
 // once each; everything else about them is computed again from there, which costs less than another pass.
 #pragma once
 #include "gate.h"
+#include "strips.h"
 
 namespace REX_ISA {
 
@@ -129,11 +130,12 @@ inline void backward(const Bottleneck& b, const float* dy, float** outputs, rex:
     store(tail[p * n + image].product, product * scale);
   });
   float* const affine = op.take(std::max(out, wide) * 3 * LANES);
-  auto close = [&](const Norm& norm, int64_t p, const double* sum, const double* product, int64_t count, float** to) {
+  auto close = [&](const Norm& norm, int64_t p, const double* sum, const double* product, int64_t count, float** to,
+                   float* lines) {
     const NormGradient gradient = close_norm(norm, p, sum, product, count, to[1], to[2]);
-    store(affine + p * 3 * LANES, gradient.factor);
-    store(affine + p * 3 * LANES + LANES, gradient.slope);
-    store(affine + p * 3 * LANES + 2 * LANES, gradient.offset);
+    store(lines + p * 3 * LANES, gradient.factor);
+    store(lines + p * 3 * LANES + LANES, gradient.slope);
+    store(lines + p * 3 * LANES + 2 * LANES, gradient.offset);
   };
   rex::parallel(out, [&](int64_t p) {
     double sum[LANES] = {}, product[LANES] = {};
@@ -142,7 +144,7 @@ inline void backward(const Bottleneck& b, const float* dy, float** outputs, rex:
         sum[j] += tail[p * n + i].sum[j];
         product[j] += tail[p * n + i].product[j];
       }
-    close(b.projection.norm, p, sum, product, n * out_size, outputs + 7);
+    close(b.projection.norm, p, sum, product, n * out_size, outputs + 7, affine);
   });
 
   // The projection, ReLU6 and what the gate multiplies: q is the gradient of the gated, normalised d.
@@ -231,13 +233,12 @@ inline void backward(const Bottleneck& b, const float* dy, float** outputs, rex:
       }
       for (int64_t j = 0; j < LANES; j++) sum[j] += s[j], product[j] += m[j];
     }
-    close(b.depthwise.norm, p, sum, product, n * out_size, outputs + 4);
+    close(b.depthwise.norm, p, sum, product, n * out_size, outputs + 4, affine);
   });
 
-  // The depthwise convolution and SiLU: de is the gradient of the normalised e.
-  float* const de = op.take(wide * n * size * LANES);
-  DepthwiseSums* const heads = reinterpret_cast<DepthwiseSums*>(op.take(wide * n * 11 * LANES));
-  by_maps(op, wide, n, b.map.scratch(), [&](int64_t p, int64_t image, float* room_for_rows) {
+  // The depthwise convolution and SiLU: work(panel, image, ...) writes the gradient of the normalised e.
+  auto to_expanded = [&](int64_t p, int64_t image, int64_t begin, int64_t end, float* to, float* room_for_rows,
+                         DepthwiseSums* sums_of_rows) {
     v8 taps[9];
     load_taps(b.depthwise.weight, p, b.depthwise.out, taps);
     const Norm& norm = b.expansion.norm;
@@ -248,35 +249,55 @@ inline void backward(const Bottleneck& b, const float* dy, float** outputs, rex:
       factor *= load(b.gate.gates + at * LANES);
     }
     const auto kernel = b.stride == 1 ? depthwise_backward<1> : depthwise_backward<2>;
-    kernel(b.map, b.e + at * size * LANES, b.d + at * out_size * LANES, q + at * out_size * LANES, norm.factor(p),
-           norm.shift(p), load(norm.mean + p * LANES), factor, load(affine + p * 3 * LANES + LANES), offset, taps,
-           de + at * size * LANES, room_for_rows, &heads[at]);
-  });
-  rex::parallel(wide, [&](int64_t p) {
-    double sum[LANES] = {}, product[LANES] = {}, taps[9][LANES] = {};
-    for (int64_t i = 0; i < n; i++) {
-      const DepthwiseSums& head = heads[p * n + i];
-      for (int64_t j = 0; j < LANES; j++) {
-        sum[j] += head.sum[j], product[j] += head.product[j];
-        for (int64_t t = 0; t < 9; t++) taps[t][j] += head.taps[t][j];
+    kernel(b.map, begin, end, b.e + at * size * LANES, b.d + at * out_size * LANES, q + at * out_size * LANES,
+           norm.factor(p), norm.shift(p), load(norm.mean + p * LANES), factor, load(affine + p * 3 * LANES + LANES),
+           offset, taps, to, room_for_rows, sums_of_rows);
+  };
+  // From `count` sums of each panel: the depthwise weight's gradient, and the expansion's norm.
+  float* const expansion_affine = op.take(wide * 3 * LANES);
+  auto close_expansion = [&](const DepthwiseSums* heads, int64_t count) {
+    rex::parallel(wide, [&](int64_t p) {
+      double sum[LANES] = {}, product[LANES] = {}, taps[9][LANES] = {};
+      for (int64_t i = 0; i < count; i++) {
+        const DepthwiseSums& head = heads[p * count + i];
+        for (int64_t j = 0; j < LANES; j++) {
+          sum[j] += head.sum[j], product[j] += head.product[j];
+          for (int64_t t = 0; t < 9; t++) taps[t][j] += head.taps[t][j];
+        }
       }
-    }
-    for (int64_t j = 0; j < LANES && p * LANES + j < b.depthwise.out; j++)
-      for (int64_t t = 0; t < 9; t++) outputs[4][(p * LANES + j) * 9 + t] = static_cast<float>(taps[t][j]);
-    close(b.expansion.norm, p, sum, product, n * size, outputs + 1);
+      for (int64_t j = 0; j < LANES && p * LANES + j < b.depthwise.out; j++)
+        for (int64_t t = 0; t < 9; t++) outputs[4][(p * LANES + j) * 9 + t] = static_cast<float>(taps[t][j]);
+      close(b.expansion.norm, p, sum, product, n * size, outputs + 1, expansion_affine);
+    });
+  };
+  const float* const shortcut = b.shortcut ? dy : nullptr;
+  if (Strips::serve(b.expansion, n * size)) {
+    const Strips strips(b.expansion, b.source, n, b.map, op);
+    DepthwiseSums* const heads = reinterpret_cast<DepthwiseSums*>(op.take(wide * strips.count() * 11 * LANES));
+    strips.gather(b.map.scratch(), outputs[0], [&](int64_t p, int64_t image, int64_t strip, float* to, float* room_for_rows) {
+      to_expanded(p, image, strips.row(strip), strips.row(strip + 1), to, room_for_rows,
+                  &heads[(p * n + image) * strips.per_image() + strip]);
+    });
+    close_expansion(heads, strips.count());
+    strips.close(expansion_affine, shortcut, outputs[0], outputs[1]);
+    return;
+  }
+  float* const de = op.take(wide * n * size * LANES);
+  DepthwiseSums* const heads = reinterpret_cast<DepthwiseSums*>(op.take(wide * n * 11 * LANES));
+  by_maps(op, wide, n, b.map.scratch(), [&](int64_t p, int64_t image, float* room_for_rows) {
+    to_expanded(p, image, 0, b.map.height, de + (p * n + image) * size * LANES, room_for_rows, &heads[p * n + image]);
   });
-
-  // The expansion.
+  close_expansion(heads, n);
   const int64_t in_stride = n * size * LANES;
   auto fill = [&](int64_t p, int64_t begin, int64_t count, float* to) {
-    const v8 factor = load(affine + p * 3 * LANES), slope = load(affine + p * 3 * LANES + LANES);
-    const v8 offset = load(affine + p * 3 * LANES + 2 * LANES);
+    const float* const line = expansion_affine + p * 3 * LANES;
+    const v8 factor = load(line), slope = load(line + LANES), offset = load(line + 2 * LANES);
     const float* const g = de + p * in_stride + begin * LANES;
     const float* const e = b.e + p * in_stride + begin * LANES;
     for (int64_t at = 0; at < count * LANES; at += LANES)
       store(to + at, factor * load(g + at) + (slope * load(e + at) + offset));
   };
-  expand_backward(op, b.expansion, b.source, n, size, fill, b.shortcut ? dy : nullptr, outputs[0], outputs[1]);
+  expand_backward(op, b.expansion, b.source, n, size, fill, shortcut, outputs[0], outputs[1]);
 }
 
 }  // namespace REX_ISA

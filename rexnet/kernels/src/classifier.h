@@ -7,6 +7,7 @@
 #include <string>
 
 #include "block.h"
+#include "dense.h"
 
 namespace REX_ISA {
 
@@ -17,64 +18,6 @@ struct Classifier {
   const int *labels, *others;    // others null: no mixup
   float share, smoothing, scale;  // of `labels` in the loss; of all classes in a target; of the loss
 };
-
-// A range of 0 .. count in steps of at most `step`: work(begin, size known when compiling or less).
-template <class Work>
-inline void in_steps(int64_t begin, int64_t end, int64_t step, Work&& work) {
-  for (; begin < end; begin += step) work(begin, std::min(step, end - begin));
-}
-
-// R rows of a by Q rows of b, each `depth` long: sums[r][q] = a_r . b_q.
-template <int R, int Q>
-static void dot_tile(int64_t depth, const float* a, const float* b, float* to, int64_t to_stride) {
-  v8 sum[R][Q] = {};
-  auto add = [&](auto&& take) __attribute__((always_inline)) {
-    v8 right[Q];
-#pragma GCC unroll 4
-    for (int q = 0; q < Q; q++) right[q] = take(b + q * depth);
-#pragma GCC unroll 4
-    for (int r = 0; r < R; r++) {
-      const v8 left = take(a + r * depth);
-#pragma GCC unroll 4
-      for (int q = 0; q < Q; q++) sum[r][q] += left * right[q];
-    }
-  };
-  int64_t k = 0;
-  for (; k + LANES <= depth; k += LANES) add([&](const float* row) __attribute__((always_inline)) { return load(row + k); });
-  if (k < depth) add([&](const float* row) { return load_channels(row, k / LANES, depth); });
-  for (int r = 0; r < R; r++)
-    for (int q = 0; q < Q; q++) {
-      const v8 s = sum[r][q];
-      to[r * to_stride + q] = ((s[0] + s[4]) + (s[1] + s[5])) + ((s[2] + s[6]) + (s[3] + s[7]));
-    }
-}
-
-// Sums over k of a[r a_row + k a_step] * b[k b_step + columns], for R rows and `count` (at most 16) columns.
-template <int R>
-static void sum_tile(int64_t depth, const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t b_step,
-                     int64_t count, float* to, int64_t to_stride) {
-  if (count == 2 * LANES) {
-    v8 sum[R][2] = {};
-    for (int64_t k = 0; k < depth; k++) {
-      const v8 right[2] = {load(b + k * b_step), load(b + k * b_step + LANES)};
-#pragma GCC unroll 4
-      for (int r = 0; r < R; r++) {
-        const v8 left = splat(a[r * a_row + k * a_step]);
-        sum[r][0] += left * right[0];
-        sum[r][1] += left * right[1];
-      }
-    }
-    for (int r = 0; r < R; r++)
-      for (int p = 0; p < 2; p++) store(to + r * to_stride + p * LANES, sum[r][p]);
-    return;
-  }
-  for (int r = 0; r < R; r++)
-    for (int64_t j = 0; j < count; j++) {
-      float sum = 0;
-      for (int64_t k = 0; k < depth; k++) sum += a[r * a_row + k * a_step] * b[k * b_step + j];
-      to[r * to_stride + j] = sum;
-    }
-}
 
 // logits = masked weight^T + bias
 inline void classify(const Classifier& c, const float* masked, float* logits) {
@@ -143,29 +86,17 @@ inline float classifier_gradient(const Classifier& c, const float* pooled, float
   for (int64_t i = 0; i < n; i++) loss += losses[i];
 
   rex::parallel((classes + 15) / 16, [&](int64_t part) {
-    in_steps(part * 16, std::min(classes, part * 16 + 16), 4, [&](int64_t q, int64_t rows) {
-      for (int64_t j = q; j < q + rows; j++) {
-        float sum = 0;
-        for (int64_t i = 0; i < n; i++) sum += gradient[i * classes + j];
-        dbias[j] = sum;
-      }
-      in_steps(0, features, 16, [&](int64_t at, int64_t count) {
-        float* const to = dweight + q * features + at;
-        if (rows == 4) return sum_tile<4>(n, gradient + q, 1, classes, inputs + at, features, count, to, features);
-        for (int64_t j = 0; j < rows; j++)
-          sum_tile<1>(n, gradient + q + j, 1, classes, inputs + at, features, count, to + j * features, features);
-      });
-    });
+    const int64_t first = part * 16, count = std::min<int64_t>(16, classes - first);
+    for (int64_t j = first; j < first + count; j++) {
+      float sum = 0;
+      for (int64_t i = 0; i < n; i++) sum += gradient[i * classes + j];
+      dbias[j] = sum;
+    }
+    sum_products(count, n, features, gradient + first, 1, classes, inputs, features, dweight + first * features, features);
   });
   rex::parallel((features + 15) / 16, [&](int64_t part) {
     const int64_t at = part * 16, count = std::min<int64_t>(16, features - at);
-    in_steps(0, n, 4, [&](int64_t i, int64_t rows) {
-      float* const to = dpooled + i * features + at;
-      const float* const g = gradient + i * classes;
-      if (rows == 4) return sum_tile<4>(classes, g, classes, 1, c.weight + at, features, count, to, features);
-      for (int64_t j = 0; j < rows; j++)
-        sum_tile<1>(classes, g + j * classes, classes, 1, c.weight + at, features, count, to + j * features, features);
-    });
+    sum_products(n, classes, count, gradient, classes, 1, c.weight + at, features, dpooled + at, features);
     for (int64_t i = 0; c.mask && i < n; i++)
       for (int64_t j = at; j < at + count; j++) dpooled[i * features + j] *= c.mask[i * features + j];
   });

@@ -26,11 +26,16 @@ static void load_taps(const float* weight, int64_t p, int64_t channels, v8* taps
 template <int SLOTS>
 struct Rows {
   float* memory;
-  int64_t stride, count, ready = 0;
+  int64_t stride, count, ready;
   const float* zeros;
-  Rows(float* scratch, int64_t width, int64_t height) : memory(scratch), stride((width + 2) * LANES), count(height) {
-    std::memset(memory, 0, sizeof(float) * stride * (SLOTS + 1));
+  Rows(float* scratch, int64_t width, int64_t height, int64_t first = 0)
+      : memory(scratch), stride((width + 2) * LANES), count(height), ready(first) {
+    for (int64_t i = 0; i < SLOTS; i++) {
+      store(memory + i * stride, splat(0));
+      store(memory + (i + 1) * stride - LANES, splat(0));
+    }
     zeros = memory + SLOTS * stride;
+    std::memset(memory + SLOTS * stride, 0, sizeof(float) * stride);
   }
   float* slot(int64_t row) { return memory + row % SLOTS * stride + LANES; }  // of column 0
   template <class Fill>
@@ -83,12 +88,13 @@ struct DepthwiseSums {
 };
 
 // From the gradient q of what follows the second norm, as `second.factor * q + second.slope * d + second.offset`, to
-// the gradient of the first norm's output (before SiLU), written to `to`; `sums->product` is taken with (e - mean).
+// the gradient of the first norm's output (before SiLU), of the map's rows begin .. end - 1, written to `to`;
+// `sums->product` is taken with (e - mean).
 template <int STRIDE>
-static void depthwise_backward(const Map& map, const float* e, const float* d, const float* q, v8 factor, v8 shift,
+static void depthwise_backward(const Map& map, int64_t begin, int64_t end, const float* e, const float* d, const float* q, v8 factor, v8 shift,
                                v8 mean, v8 second_factor, v8 second_slope, v8 second_offset, const v8* taps, float* to,
                                float* scratch, DepthwiseSums* sums) {
-  Rows<3> rows(scratch, map.out_width, map.out_height);
+  Rows<3> rows(scratch, map.out_width, map.out_height, std::max<int64_t>(0, (begin + STRIDE - 2) / STRIDE));
   auto fill = [&](int64_t row, float* into) {
     const int64_t at = row * map.out_width * LANES;
     for (int64_t w = 0; w < map.out_width * LANES; w += LANES)
@@ -98,13 +104,13 @@ static void depthwise_backward(const Map& map, const float* e, const float* d, c
   float* const slopes = active + map.width * LANES;
   const float* const tap = reinterpret_cast<const float*>(taps);  // read each time: the sums need the registers
   v8 total = {}, total_product = {}, tap_sum[9] = {};
-  for (int64_t h = 0; h < map.height; h++) {
+  for (int64_t h = begin; h < end; h++) {
     // Row of taps i meets this input row in output row (h + 1 - i) / STRIDE, where that is whole.
     const float* r[3];
     for (int i = 0; i < 3; i++)
       r[i] = (h + 1 - i) % STRIDE ? nullptr : rows.get((h + 1 - i) / STRIDE, fill);
     const float* from = e + h * map.width * LANES;
-    float* into = to + h * map.width * LANES;
+    float* into = to + (h - begin) * map.width * LANES;
     for_sigmoids(from, map.width, factor, shift, [&](int64_t w, v8 u, v8 s) __attribute__((always_inline)) {
       const v8 a = u * s;
       store(active + w * LANES, a);
