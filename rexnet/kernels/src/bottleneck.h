@@ -271,7 +271,7 @@ inline void backward(const Bottleneck& b, const float* dy, float** outputs, rex:
     });
   };
   const float* const shortcut = b.shortcut ? dy : nullptr;
-  if (Strips::serve(b.expansion, n * size)) {
+  if (Strips::serve(b.expansion, b.source, n * size)) {
     const Strips strips(b.expansion, b.source, n, b.map, op);
     DepthwiseSums* const heads = reinterpret_cast<DepthwiseSums*>(op.take(wide * strips.count() * 11 * LANES));
     strips.gather(b.map.scratch(), outputs[0], [&](int64_t p, int64_t image, int64_t strip, float* to, float* room_for_rows) {

@@ -128,14 +128,16 @@ static inline void outer_tile(int64_t rows, const float* g, const float* a, int6
     for (int p = 0; p < P; p++) store(out + r * out_stride + p * LANES, sum[r][p]);
 }
 
-// The gradient of weights: out (8 g_panels, 8 a_panels) = or += g^T a over these rows.
+// The gradient of weights: out (8 g_panels, 8 a_panels) = or += g^T a over these rows. LOWER: where g is a, of the
+// symmetric result the panels at and below the diagonal alone.
+template <bool LOWER = false>
 static void outer(int64_t rows, const float* g, int64_t g_stride, int64_t g_panels, const float* a, int64_t a_stride,
                   int64_t a_panels, float* out, bool first) {
   const int64_t out_stride = a_panels * LANES;
   for (int64_t p = 0; p < a_panels;) {
     const int64_t left = a_panels - p, count = left == 2 || left == 4 ? 2 : std::min<int64_t>(left, 3);
     const float* from = a + p * a_stride;
-    for (int64_t n = 0; n < g_panels * 2; n++) {
+    for (int64_t n = LOWER ? p * 2 : 0; n < g_panels * 2; n++) {
       const float* gradient = g + n / 2 * g_stride + n % 2 * 4;
       float* to = out + n * 4 * out_stride + p * LANES;
       if (count == 3) outer_tile<3>(rows, gradient, from, a_stride, to, out_stride, first);

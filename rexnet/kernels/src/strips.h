@@ -8,14 +8,16 @@
 // That costs a product with an (in, in) matrix more for each of the two, and saves the memory four passes over a tensor
 // of e's size. On small maps, where W has more rows than x, it would not pay.
 #pragma once
-#include "dense.h"
 #include "block.h"
+#include "dense.h"
 
 namespace REX_ISA {
 
 class Strips {
  public:
-  static bool serve(const Conv& conv, int64_t rows) { return rows >= 20 * conv.in; }
+  static bool serve(const Conv& conv, const Source& source, int64_t rows) {
+    return source.stride && rows >= 64 * conv.in;
+  }
 
   Strips(const Conv& conv, const Source& source, int64_t images, const Map& map, rex::Operation& op)
       : conv_(conv), source_(source), map_(map), images_(images), in_(panels(conv.in)), wide_(panels(conv.out)), op_(op) {
@@ -31,33 +33,32 @@ class Strips {
   int64_t count() const { return images_ * per_image_; }
   int64_t row(int64_t strip) const { return strip * map_.height / per_image_; }
 
-  // fill(panel, image, strip, to, scratch) writes that strip of g. Sums up, and sets dx (may be null) to g (F W).
+  // fill(panel, image, strip, to, scratch) writes that strip of g. Sums up, and sets dx to g (F W).
   template <class Fill>
   void gather(int64_t scratch, float* dx, Fill&& fill) const {
     const int64_t rows = (map_.height / per_image_ + 1) * map_.width, stride = images_ * map_.size() * LANES;
-    const int64_t room = (wide_ + (source_.stride ? 0 : in_)) * rows * LANES + scratch;
+    const int64_t room = wide_ * rows * LANES + scratch;
     float* const memory = op_.take(slices_ * room);
-    const float* const packed = dx ? pack_scaled() : nullptr;
+    const float* const packed = pack_scaled();
     rex::parallel(slices_, [&](int64_t slice) {
       float* const g = memory + slice * room;
-      float* const layout = g + wide_ * rows * LANES;
-      float* const rest = memory + (slice + 1) * room - scratch;
       const int64_t first = count() * slice / slices_, last = count() * (slice + 1) / slices_;
       for (int64_t at = first; at < last; at++) {
         const int64_t image = at / per_image_, strip = at % per_image_;
         const int64_t begin = image * map_.size() + row(strip) * map_.width;
         const int64_t size = (row(strip + 1) - row(strip)) * map_.width;
-        for (int64_t p = 0; p < wide_; p++) fill(p, image, strip, g + p * size * LANES, rest);
-        int64_t x_stride;
-        const float* const x = source_.rows(begin, size, layout, &x_stride);
-        outer(size, g, size * LANES, wide_, x, x_stride, in_, weights_ + slice * wide_ * in_ * LANES * LANES, at == first);
-        outer(size, x, x_stride, in_, x, x_stride, in_, squares_ + slice * in_ * in_ * LANES * LANES, at == first);
+        for (int64_t p = 0; p < wide_; p++) fill(p, image, strip, g + p * size * LANES, g + wide_ * rows * LANES);
+        const float* const x = source_.data + begin * LANES;
+        float* const weights = weights_ + slice * wide_ * in_ * LANES * LANES;
+        float* const squares = squares_ + slice * in_ * in_ * LANES * LANES;
+        outer(size, g, size * LANES, wide_, x, stride, in_, weights, at == first);
+        outer<true>(size, x, stride, in_, x, stride, in_, squares, at == first);
         for (int64_t p = 0; p < in_; p++) {
           Moments moments;
-          REX_ISA::gather(x + p * x_stride, size, &moments);
+          REX_ISA::gather(x + p * stride, size, &moments);
           store(sums_ + (at * in_ + p) * LANES, load(moments.sum));
         }
-        if (dx) product(size, conv_.out, in_, g, size * LANES, packed, dx + begin * LANES, stride);
+        product(size, conv_.out, in_, g, size * LANES, packed, dx + begin * LANES, stride);
       }
     });
   }
@@ -86,7 +87,7 @@ class Strips {
         }
       }
     });
-    if (dx) finish(affine, turned, shortcut, dx);
+    finish(affine, turned, shortcut, dx);
   }
 
  private:
@@ -115,7 +116,8 @@ class Strips {
       for (int64_t k = part * 16; k < std::min(in, part * 16 + 16); k++)
         for (int64_t j = 0; j < line; j++) {
           double sum = 0;
-          for (int64_t s = 0; s < slices_; s++) sum += squares_[(s * line + k) * line + j];
+          const int64_t at = j / LANES <= k / LANES ? k * line + j : j * line + k;
+          for (int64_t s = 0; s < slices_; s++) sum += squares_[s * line * line + at];
           squares[k * line + j] = static_cast<float>(sum - sums[k] * sums[j] / rows);
         }
     });
