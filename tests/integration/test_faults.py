@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def test_killed_worker_leads_to_a_second_attempt_that_resumes(rex: Rex, spec: Pa
     assert ended["state"] == "succeeded"
     assert [attempt["cause"] for attempt in ended["attempts"]] == ["crash", "done"], ended["attempts"]
     first, second = ended["attempts"]
-    assert "rank 1 was killed by signal 9" in first["detail"]
+    assert f"rank 1 on {socket.gethostname()} was killed by signal 9" in first["detail"]
     assert second["from_step"] >= 15 and second["resumed_from"] is not None
     assert final_state(rex, job) == expected(STEPS)
     assert rex.processes(job) == []
@@ -154,7 +155,7 @@ def test_rank_that_makes_no_step_is_given_up_with_its_stacks_and_the_job_resumes
     ended = rex.finish(job)
     first, second = ended["attempts"]
     assert (ended["state"], first["cause"], second["cause"]) == ("succeeded", "hang", "done"), ended["attempts"]
-    assert "rank 1 made no step" in first["detail"] and "after step 20" in first["detail"]
+    assert f"rank 1 on {socket.gethostname()} made no step" in first["detail"] and "after step 20" in first["detail"]
     stacks = sorted(Path(rex.home.work_root, job, "attempt-1").rglob("stacks/rank_*.txt"))
     assert [path.name for path in stacks] == ["rank_0.txt", "rank_1.txt"]
     assert "hang_here" in stacks[1].read_text() and "State:" in stacks[0].read_text()
@@ -174,7 +175,7 @@ def test_crashes_end_the_job_when_their_budget_is_spent(rex: Rex, tmp_path: Path
     )
     ended = rex.finish(rex.submit(spec))
     assert (ended["state"], ended["cause"]) == ("failed", "crash")
-    assert "rank 0 exited 7" in ended["detail"] and "budget of 0" in ended["detail"]
+    assert f"rank 0 on {socket.gethostname()} exited 7" in ended["detail"] and "budget of 0" in ended["detail"]
 
 
 def test_worker_that_ignores_sigterm_is_killed_after_its_grace(rex: Rex, tmp_path: Path) -> None:
