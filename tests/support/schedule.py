@@ -19,12 +19,12 @@ _PIECES = {
 }
 # What takes minutes, in the order in which it is begun: training fills the CPUs, a stack mostly waits.
 _LONGEST_FIRST = (
+    HOSTS,
     TRAINING,
-    STACK,
     "tests/integration/test_faults.py",
+    STACK,
     "tests/acceptance/test_demo.py",
     RADOSGW,
-    HOSTS,
     "tests/unit/test_rexnet_kernels.py",
     "tests/integration/test_rexnet_programs.py",
 )
