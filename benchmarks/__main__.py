@@ -15,7 +15,7 @@ from benchmarks.pairs import HEADER
 from benchmarks.step import torch_python
 from rexnet import kernels
 
-ALL = ("step", "pipeline", "first_step", "start", "stall", "hosts")
+ALL = ("step", "pipeline", "first_step", "start", "stall", "transfer", "hosts")
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 
 

@@ -18,8 +18,8 @@ from orchestrator.chains import Chain
 
 LIVE, DEAD, RETIRED, DAMAGED, QUARANTINED = "live", "dead branch", "retired", "damaged", "quarantined"
 _NUM_SHOWN = 8
-_MANIFEST = re.compile(r"^(?:manifests/)?(\d{1,6})-(\d{1,9})(?:\.json)?$")
-_QUARANTINE = re.compile(r"^quarantine/(\d{6}-\d{9})\.(\d{6})\.json$")
+_MANIFEST = re.compile(r"(?:manifests/)?(\d{1,6})-(\d{1,9})(?:\.json)?", re.ASCII)
+_QUARANTINE = re.compile(r"quarantine/(\d{6}-\d{9})\.(\d{6})\.json", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,8 @@ def find_checkpoints(chain: Chain) -> list[Found]:
         if key is None:
             continue  # nobody names anything else
         state, reason = _state(listed, reasons.get(listed.name, ""))
-        resumes = state == LIVE and not any(one.resumes for one in found)
+        # What an attempt quarantined that never began is still alive, and is tried first.
+        resumes = listed.live and state in (LIVE, QUARANTINED) and not any(one.resumes for one in found)
         found.append(
             Found(
                 name=listed.name, attempt=key[0], step=key[1], state=state, live=listed.live,
@@ -101,7 +102,7 @@ def choose(chain: Chain, found: list[Found], which: str | None) -> Found:
         raise NotFoundError(f"{chain.name} has no checkpoint", hint="it has to commit one first")
     if which is None:
         return _that_resumes(chain, found)
-    match = _MANIFEST.match(which)
+    match = _MANIFEST.fullmatch(which)
     if match is not None:
         step, wanted = int(match[2]), manifest_name(int(match[1]), int(match[2]))
         fitting = [one for one in found if one.name == wanted]
@@ -151,9 +152,7 @@ def _state(listed: Listed, quarantined: str) -> tuple[str, str]:
 def _missing(chain: Chain, listed: list[Listed]) -> list[Listed]:
     """Manifests that somebody names and the store does not list; live if who names them is."""
     survey = survey_store(chain.store, {})
-    named = [
-        (pin.manifest, f"attempt {number}", number == survey.newest_attempt) for number, pin in survey.pins.items()
-    ]
+    named = [(pin.manifest, f"attempt {number}", number == survey.newest_begun) for number, pin in survey.pins.items()]
     named += [(one.manifest.parent, one.name, one.live) for one in listed if one.manifest is not None]
     if chain.row is not None and chain.row.checkpoint is not None:
         named.append((chain.row.checkpoint["manifest"], chain.name, True))
@@ -169,7 +168,7 @@ def _missing(chain: Chain, listed: list[Listed]) -> list[Listed]:
 
 def _quarantined(store: ObjectStore) -> dict[str, str]:
     """Manifests that attempts have found damaged, with the newest record's reason."""
-    keys = [info.key for info in store.list("quarantine/") if _QUARANTINE.match(info.key)]
+    keys = [info.key for info in store.list("quarantine/") if _QUARANTINE.fullmatch(info.key)]
 
     def reason(key: str) -> str:
         try:
@@ -179,7 +178,7 @@ def _quarantined(store: ObjectStore) -> dict[str, str]:
 
     found = {}
     for key, text in sorted(read_each(keys, reason).items()):
-        match = _QUARANTINE.match(key)
+        match = _QUARANTINE.fullmatch(key)
         if match is not None:
             found[f"manifests/{match[1]}.json"] = f"attempt {int(match[2])} found: {text}"
     return found

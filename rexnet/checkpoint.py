@@ -269,12 +269,12 @@ class CheckpointWriter:
     def _collect(self, retention: Retention) -> None:
         """The collector's thread: let older states go. A failure costs room, and no checkpoint."""
 
-        def go_on(*_: int) -> None:
+        def go_on() -> None:
             if self._finishing:
                 raise _Later
 
         try:
-            done = self._store.collect(retention, on_delete=go_on)
+            done = self._store.collect(retention, go_on=go_on)
             log.info("action=checkpoints-collected retired=%d objects=%d size_bytes=%d %s",
                      len(done.retired), len(done.objects), done.size_bytes, done.note)  # fmt: skip
         except _Later:

@@ -24,14 +24,22 @@ from pathlib import Path
 
 from cluster.storage.base import ObjectStore
 from cluster.storage.digests import digest_file
-from cluster.storage.gc import Collected, collect
+from cluster.storage.gc import Collected, Known, collect
 from cluster.storage.reader import CheckpointReader
 from cluster.storage.records import Pin, Quarantined, Start, read_pin, sealed_manifest, sealed_quarantine
 from cluster.storage.retired import PREFIX as RETIRED_PREFIX
 from cluster.storage.retired import Retirements
 from cluster.storage.survey import Survey, newest_attempt, survey_store
 from jobs.chain import pin_name
-from jobs.errors import AlreadyExistsError, CorruptCheckpoint, FencedError, IntegrityError, ObjectNotFound, SpecError
+from jobs.errors import (
+    AlreadyExistsError,
+    CorruptCheckpoint,
+    FencedError,
+    IntegrityError,
+    ObjectNotFound,
+    SpecError,
+    StoreUnavailable,
+)
 from jobs.manifest import PREFIX, FileEntry, Manifest, manifest_name, object_key, parse_name
 from jobs.retention import Retention
 
@@ -46,7 +54,8 @@ class CheckpointStore(CheckpointReader):
         super().__init__(store, job)
         self._nonce = uuid.uuid4().hex
         self._latest: Manifest | None = None  # what our next commit will most likely continue
-        self._manifests: dict[str, Manifest] = {}  # what `collect` has read: they never change
+        self._doubtful: str | None = None  # a commit of ours of which nobody knows whether it stands
+        self._known = Known()  # what `collect` has read
 
     def start_attempt(self, attempt: int | None, *, must_resume: str | None = None) -> Start:
         """Decide where an attempt starts, and pin it: from here on all older attempts are fenced off.
@@ -56,7 +65,7 @@ class CheckpointStore(CheckpointReader):
 
         Args:
             attempt: the number allotted to us; None allots the next free one (bare runs).
-            must_resume: a manifest that this job is known to have committed.
+            must_resume: a manifest that this job is known to have committed. Without it an empty store is a new job's.
 
         Returns:
             the start; its manifest is None only if this job never had a live manifest, as far as the store and
@@ -67,7 +76,8 @@ class CheckpointStore(CheckpointReader):
             FencedError: the number is not above all pinned ones, or a newer attempt was pinned meanwhile.
             CorruptCheckpoint: there should be a checkpoint and none verifies; nothing is pinned.
             UnknownManifest: the newest live manifest is of a newer version; nothing is pinned or quarantined.
-            StoreUnavailable: not knowing; nothing is pinned or quarantined on it.
+            StoreUnavailable: not knowing; nothing is pinned or quarantined on it. Or a collection was faster than our
+                pin, which counts for nothing then: the next number starts from another checkpoint.
         """
         if attempt is not None and not 1 <= attempt <= 999_999:
             raise SpecError(f"job {self._job}: attempt {attempt} is not within 1 to 999999")
@@ -85,7 +95,15 @@ class CheckpointStore(CheckpointReader):
                 if number == newest and ours is not None and ours.nonce == self._nonce:
                     return self._begun(self.pinned(number))
                 raise self._fenced(number, newest)
-            manifest, quarantined = self._choose(survey, number, must_resume)
+            self._check_place(survey, must_resume)
+            candidates = survey.live(must_resume)
+            manifest, damaged = self._walk_back(survey, candidates)
+            if (manifest is None or damaged) and not self._is_still(survey):
+                continue
+            self._quarantine(damaged, number)
+            if manifest is None:
+                self._check_new(survey, [must_resume, *candidates], damaged)
+            quarantined = tuple(damaged) if manifest is not None else ()
             pin = Pin(
                 attempt=number,
                 manifest=manifest.name if manifest else None,
@@ -156,9 +174,12 @@ class CheckpointStore(CheckpointReader):
         """
         self._check_fence(attempt)
         self._check_parent(attempt, step, parent)
-        known = {(entry.sha256, entry.size_bytes): entry.key for entry in self._parent_files(parent)}
+        name = manifest_name(attempt, step)
+        # If a commit stands whose reply was lost, a collection may take what its parent alone has: so none of that.
+        sure = self._doubtful in (None, name)
+        known = {(entry.sha256, entry.size_bytes): entry.key for entry in self._parent_files(parent) if sure}
         entries = []
-        for name, path in files.items():
+        for file, path in files.items():
             digests = digest_file(path)
             key = known.get((digests.sha256, digests.size_bytes))
             if key is None:
@@ -166,7 +187,7 @@ class CheckpointStore(CheckpointReader):
                 self._store.put_file(key, path, digests)
             entries.append(
                 FileEntry(
-                    name=name, size_bytes=digests.size_bytes, sha256=digests.sha256, key=key, history=name in history
+                    name=file, size_bytes=digests.size_bytes, sha256=digests.sha256, key=key, history=file in history
                 )
             )
         manifest = Manifest(
@@ -189,11 +210,12 @@ class CheckpointStore(CheckpointReader):
             created_at=time.time(),
         )
         self._check_fence(attempt)
+        self._doubtful = self._doubtful or name
         try:
-            self._store.create(manifest.name, sealed_manifest(manifest))
+            self._store.create(name, sealed_manifest(manifest))
         except AlreadyExistsError as error:
             manifest = self._own_commit(manifest, error)
-        self._latest = manifest
+        self._latest, self._doubtful = manifest, None
         return manifest
 
     def collect(
@@ -201,31 +223,35 @@ class CheckpointStore(CheckpointReader):
         retention: Retention,
         *,
         dry_run: bool = False,
-        on_delete: Callable[[int, int], None] = lambda done, total: None,
+        go_on: Callable[[], None] = lambda: None,
     ) -> Collected:
-        """Delete what `retention` lets go and what nobody needs: see `cluster.storage.gc.collect`."""
-        return collect(self._store, self._job, retention, dry_run=dry_run, on_delete=on_delete, known=self._manifests)
+        """Delete what `retention` lets go and what nobody needs: see `cluster.storage.gc.collect`.
 
-    def _choose(
-        self, survey: Survey, attempt: int, must_resume: str | None
-    ) -> tuple[Manifest | None, tuple[Quarantined, ...]]:
-        """The newest live manifest that verifies, and what was quarantined on the way to it."""
-        candidates = survey.live(must_resume)
-        manifest, damaged = self._walk_back(survey, candidates)
-        if manifest is not None:
-            self._quarantine(damaged, attempt)
-            return manifest, tuple(damaged)
-        expected = [must_resume, *(pin.manifest for pin in survey.pins.values()), *candidates]
+        One at a time, beside commits and whatever else.
+        """
+        return collect(self._store, self._job, retention, dry_run=dry_run, go_on=go_on, known=self._known)
+
+    def _check_new(self, survey: Survey, expected: list[str | None], damaged: list[Quarantined]) -> None:
+        """CorruptCheckpoint unless this is a job that has never committed."""
+        expected += [pin.manifest for pin in survey.pins.values()]
         committed = next((name for name in expected if name is not None), None)
         if committed is None:
-            return None, ()
-        self._quarantine(damaged, attempt)
+            return
         seen = "; ".join(item.reason for item in damaged) or f"the store lists {len(survey.names)}, none to resume"
         raise CorruptCheckpoint(
             f"job {self._job} has committed {committed} and no checkpoint in {self._store.uri} verifies: {seen}",
             hint="it is not started from zero by itself: check the store's URI and mount, restore the objects, "
             "or submit the job anew",
         )
+
+    def _check_place(self, survey: Survey, must_resume: str | None) -> None:
+        """StoreUnavailable if this cannot be where `must_resume` was committed. Pins are never deleted."""
+        key = parse_name(must_resume) if must_resume is not None else None
+        if key is not None and key[0] not in survey.pins:
+            raise StoreUnavailable(  # an unmounted share is an empty folder, another endpoint has an empty bucket
+                f"{self._store.uri} has no attempt {key[0]}, and job {self._job} has committed its {must_resume} there",
+                hint="is its disk or share mounted, is AWS_ENDPOINT_URL the right one? Nothing was concluded from this",
+            )
 
     def _begun(self, start: Start) -> Start:
         """Now that our pin names its manifest: whoever wants to delete that one's state has to let it be."""

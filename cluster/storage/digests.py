@@ -1,49 +1,41 @@
-"""All digests of a file, from one read: what names it, and what a store may ask for while it is sent.
+"""All digests of a file, from one read: what names it, and what a store checks while it is sent.
 
-A file of several parts is hashed by threads (hashlib releases the GIL), one part in each; the whole SHA-256 runs in
-the reader. SHA-256 of the whole names the content; each part's MD5 goes with the part as Content-MD5, which AWS, Ceph
-and OBS check, so what arrives is what was hashed even if the file was altered meanwhile. SHA-256 of the parts comes
-from the same read for who asks: no store that we know both wants and checks it, and it is a quarter of the hashing.
+SHA-256 of the whole names the content. SHA-256 of each part is the signed payload hash of that part's request, which
+every server of AWS's signature version 4 is to compare with what arrives: so what is kept is what was hashed, even if
+the file was altered meanwhile. MD5 would cost more than both (0.83 GB/s of a core beside 1.86) and prove less.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 PART_BYTES = 16 << 20
 MAX_PARTS = 10_000  # S3's limit for one object
-_NUM_HASHERS = min(4, os.cpu_count() or 1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartDigest:
-    """Hexadecimal digests of one part; `sha256` only where it was asked for."""
-
-    md5: str
-    sha256: str | None
+_BLOCK = 1 << 20  # divides every part size; the second thread to hash it still finds it in the processor's cache
+_NUM_BLOCKS = 4  # in memory at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileDigests:
-    """Hexadecimal digests of a content, whole and in parts of `part_bytes` (the last one may be shorter).
+    """SHA-256 (hexadecimal) of a content: whole, and in parts of `part_bytes` (the last one may be shorter).
 
-    An empty content has one empty part. `md5` is that of the whole where the whole is one part; None otherwise, since
-    no store asks for it and it would cost as much as all the rest.
+    An empty content has one empty part.
     """
 
     size_bytes: int
     sha256: str
-    md5: str | None
     part_bytes: int
-    parts: tuple[PartDigest, ...]
+    part_sha256: tuple[str, ...]
 
     def __len__(self) -> int:
-        return len(self.parts)
+        return len(self.part_sha256)
 
     def span(self, index: int) -> tuple[int, int]:
         """First byte of part `index`, and the first one after it."""
@@ -51,64 +43,63 @@ class FileDigests:
         return start, min(start + self.part_bytes, self.size_bytes)
 
 
+class _Source(Protocol):
+    def readinto(self, buffer: memoryview, /) -> int | None: ...
+
+
 def part_size(size_bytes: int) -> int:
     """Bytes in a part of a content of that size: 16 MiB, or whole MiB more where that would be over 10,000 parts."""
-    if size_bytes <= PART_BYTES * MAX_PARTS:
-        return PART_BYTES
-    mebibytes = -(-size_bytes // (MAX_PARTS << 20))
-    return mebibytes << 20
+    num_blocks = -(-size_bytes // (MAX_PARTS * _BLOCK))
+    return max(PART_BYTES, num_blocks * _BLOCK)
 
 
-def digest_bytes(body: bytes, *, part_sha256: bool = False) -> FileDigests:
+def digest_bytes(body: bytes) -> FileDigests:
     """As `digest_file`, of bytes in memory."""
-    step = part_size(len(body))
-    parts = tuple(_digest_part(body[at : at + step], part_sha256) for at in range(0, max(len(body), 1), step))
-    return _joined(len(body), hashlib.sha256(body).hexdigest(), step, parts)
+    return _digest(io.BytesIO(body), part_size(len(body)))
 
 
-def digest_file(path: Path, *, part_sha256: bool = False) -> FileDigests:
-    """Read the file once and hash it. Holds at most as many parts in memory as there are hashing threads, and two more.
+def digest_file(path: Path) -> FileDigests:
+    """Read the file once and hash it, in 4 MiB of memory.
 
     Raises:
         OSError: the file cannot be read.
     """
     with path.open("rb", buffering=0) as file:
-        step = part_size(os.fstat(file.fileno()).st_size)
-        first = _read_part(file.fileno(), 0, step)
-        if len(first) < step:
-            return digest_bytes(first, part_sha256=part_sha256)
-        whole = hashlib.sha256()
-        size_bytes = 0
-        parts: list[PartDigest] = []
-        pending: deque[Future[PartDigest]] = deque()
-        with ThreadPoolExecutor(_NUM_HASHERS, thread_name_prefix="digest") as pool:
-            block = first
-            while block:
-                pending.append(pool.submit(_digest_part, block, part_sha256))
-                whole.update(block)
-                size_bytes += len(block)
-                if len(pending) > _NUM_HASHERS:
-                    parts.append(pending.popleft().result())
-                block = _read_part(file.fileno(), size_bytes, step)
-            parts += [future.result() for future in pending]
-    return _joined(size_bytes, whole.hexdigest(), step, tuple(parts))
+        return _digest(file, part_size(os.fstat(file.fileno()).st_size))
 
 
-def _digest_part(body: bytes, with_sha256: bool) -> PartDigest:
-    md5 = hashlib.md5(body, usedforsecurity=False).hexdigest()
-    return PartDigest(md5=md5, sha256=hashlib.sha256(body).hexdigest() if with_sha256 else None)
+def _digest(source: _Source, part_bytes: int) -> FileDigests:
+    """The whole is hashed here, the parts by one other thread (hashlib releases the GIL): more would only wait."""
+    whole = hashlib.sha256()
+    parts: list[hashlib._Hash] = []
+    size_bytes = 0
+    free = [bytearray(_BLOCK) for _ in range(_NUM_BLOCKS)]
+    taken: deque[tuple[bytearray, Future[None]]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="digest") as pool:
+        while block := _read(source, buffer := free.pop()):
+            if size_bytes == part_bytes:
+                parts.append(whole.copy())  # so far the whole was the first part: it is not hashed twice
+            if size_bytes and size_bytes % part_bytes == 0:
+                parts.append(hashlib.sha256())
+            if parts:
+                taken.append((buffer, pool.submit(parts[-1].update, block)))
+            else:
+                free.append(buffer)
+            whole.update(block)
+            size_bytes += len(block)
+            if not free:
+                buffer, hashed = taken.popleft()
+                hashed.result()
+                free.append(buffer)
+        for _, hashed in taken:
+            hashed.result()
+    digests = tuple(part.hexdigest() for part in parts) or (whole.hexdigest(),)
+    return FileDigests(size_bytes=size_bytes, sha256=whole.hexdigest(), part_bytes=part_bytes, part_sha256=digests)
 
 
-def _joined(size_bytes: int, sha256: str, step: int, parts: tuple[PartDigest, ...]) -> FileDigests:
-    md5 = parts[0].md5 if len(parts) == 1 else None
-    return FileDigests(size_bytes=size_bytes, sha256=sha256, md5=md5, part_bytes=step, parts=parts)
-
-
-def _read_part(descriptor: int, start: int, size_bytes: int) -> bytes:
-    """Up to `size_bytes` bytes from `start`; fewer only at the end of the file."""
-    blocks = []
-    while size_bytes and (block := os.pread(descriptor, size_bytes, start)):
-        blocks.append(block)
-        start += len(block)
-        size_bytes -= len(block)
-    return blocks[0] if len(blocks) == 1 else b"".join(blocks)
+def _read(source: _Source, buffer: bytearray) -> memoryview:
+    """As much as fits into `buffer`; less only at the end of the source."""
+    view, filled = memoryview(buffer), 0
+    while filled < len(view) and (num_bytes := source.readinto(view[filled:])):
+        filled += num_bytes
+    return view[:filled]

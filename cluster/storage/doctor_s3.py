@@ -19,7 +19,7 @@ import botocore.exceptions as aws
 from cluster.storage.doctor import Check, Room
 from cluster.storage.s3 import S3Store, make_client
 from cluster.storage.s3_errors import error_code
-from cluster.storage.s3_transfer import content_md5
+from cluster.storage.s3_signing import PAYLOAD
 
 _SKEW_LIMIT_S = 300.0  # S3 refuses requests from 15 minutes on
 _ONE, _TWO = b"one", b"two"
@@ -33,6 +33,7 @@ def s3_checks(room: Room, store: S3Store) -> list[Check]:
             _if_match(room, store, quoted=False),
             _condition_on_delete(room, store),
             _condition_on_completion(room, store),
+            _wrong_payload(room, store),
             _wrong_sha256(room, store),
             _wrong_md5(room, store),
             _trailers(room, store),
@@ -118,18 +119,26 @@ def _condition_on_completion(room: Room, store: S3Store) -> Check:
     )
 
 
+def _wrong_payload(room: Room, store: S3Store) -> Check:
+    key = room.key("payload")
+    wrong: dict[str, Any] = {PAYLOAD: hashlib.sha256(b"other").hexdigest()}
+    told = _told(lambda: store.client.put_object(**_where(store, key), Body=_ONE, **wrong))
+    meaning = "if not, a damaged upload shows only when it is verified"
+    return _rejection(room, key, "wrong payload SHA-256 refused", told, meaning)
+
+
 def _wrong_sha256(room: Room, store: S3Store) -> Check:
     key = room.key("sha256")
     wrong = base64.b64encode(hashlib.sha256(b"other").digest()).decode()
     told = _told(lambda: store.client.put_object(**_where(store, key), Body=_ONE, ChecksumSHA256=wrong))
-    return _rejection(room, key, "wrong SHA-256 refused", told, "not used: SHA-256 is checked by reading back")
+    return _rejection(room, key, "wrong checksum SHA-256 refused", told, "not used: the signed payload's is")
 
 
 def _wrong_md5(room: Room, store: S3Store) -> Check:
     key = room.key("md5")
-    wrong = content_md5(hashlib.md5(b"other", usedforsecurity=False).hexdigest())
+    wrong = base64.b64encode(hashlib.md5(b"other", usedforsecurity=False).digest()).decode()
     told = _told(lambda: store.client.put_object(**_where(store, key), Body=_ONE, ContentMD5=wrong))
-    return _rejection(room, key, "wrong MD5 refused", told, "if not, a damaged upload shows only when it is verified")
+    return _rejection(room, key, "wrong MD5 refused", told, "not used: the signed payload's SHA-256 is")
 
 
 def _rejection(room: Room, key: str, name: str, told: str, meaning: str) -> Check:

@@ -5,8 +5,8 @@ Never touched: manifests, pins, shipped logs, and files that belong to the run's
   (`cluster.storage.retired`); what a manifest that stays shares with them stays;
 - an object that no manifest names, and an unfinished upload, if no commit can still be about to name it: its attempt is
   not the newest, or has committed that step or a later one, or is known to have ended;
-- what a killed probe or doctor left (`cluster.storage.scratch`), and unfinished uploads of compiled graphs, whose keys
-  tell no attempt, once the newest attempt is known to have ended.
+- what a killed probe or doctor left (`cluster.storage.scratch`), and unfinished writes of compiled graphs and of
+  decisions, whose keys do not tell who writes them, once the newest attempt is known to have ended.
 
 No clock is consulted. Compiled graphs themselves stay: they are named by what they are.
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cluster.storage.base import Leftover, ObjectInfo, ObjectStore
 from cluster.storage.content import verify_blob
@@ -32,9 +32,18 @@ from jobs.manifest import OBJECT_PREFIX, Manifest, parse_name, parse_object
 from jobs.retention import Retention
 
 _OF_ATTEMPT = re.compile(
-    r"^(?:attempts|manifests|quarantine|retired)/(?:.*\.)?(\d{6})(?:-\d{9}\.json|\.json|\.decided)?$"
+    r"(?:attempts|manifests|quarantine|retired)/(?:.*\.)?(\d{6})(?:-\d{9}\.json|\.json)?", re.ASCII
 )
-_OF_LOGS = re.compile(r"^logs/attempt-(\d+)/")
+_OF_LOGS = re.compile(r"logs/attempt-(\d+)/.*", re.ASCII)
+
+
+@dataclass(slots=True, kw_only=True)
+class Known:
+    """What a collection has read of the chain and the next one need not: none of it ever changes."""
+
+    pins: dict[int, Pin] = field(default_factory=dict)
+    manifests: dict[str, Manifest] = field(default_factory=dict)
+    decisions: dict[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +75,8 @@ def collect(
     alone: bool = False,
     ended: int = 0,
     on_delete: Callable[[int, int], None] = lambda done, total: None,
-    known: dict[str, Manifest] | None = None,
+    go_on: Callable[[], None] = lambda: None,
+    known: Known | None = None,
 ) -> Collected:
     """Delete what `retention` lets go and what nobody needs.
 
@@ -75,8 +85,10 @@ def collect(
         ended: attempts up to this number are over for good, as the job store knows: their nodes have certified it. If
             the last request of such an attempt is still on its way, the checkpoint that it would make, of which nobody
             was told, may lack its content: a start passes it by.
-        on_delete: called before each deletion with its number and how many there are; what it raises ends the work.
-        known: manifests that were read before; those read now are added.
+        on_delete: called before each deletion with its number and how many there are.
+        go_on: called before each object that is read (but pins), written or deleted, by several threads; what it raises
+            ends the work.
+        known: what was read before; what is read now is added.
 
     Raises:
         SpecError: a store without conditional put, and not `alone`.
@@ -94,13 +106,12 @@ def collect(
     leftovers = store.leftovers("")
     scratch = list_scratch(store)
     objects = store.list(OBJECT_PREFIX)
-    pins: dict[int, Pin] = {}
-    survey = survey_store(store, pins)
-    known = {} if known is None else known
-    read = read_manifests(store, survey.names - known.keys())
-    known.update((name, one) for name, one in read.items() if isinstance(one, Manifest))
-    manifests = {name: known[name] for name in survey.names if name in known}
-    kept = _kept(store, job, retention, survey, manifests)
+    known = known or Known()
+    survey = survey_store(store, known.pins, known.decisions)
+    read = read_manifests(store, survey.names - known.manifests.keys(), go_on)
+    known.manifests.update((name, one) for name, one in read.items() if isinstance(one, Manifest))
+    manifests = {name: known.manifests[name] for name in survey.names if name in known.manifests}
+    kept = _kept(store, job, retention, survey, manifests, go_on=go_on)
     stateful = {info.key for info in objects}
     doomed = [
         name
@@ -109,7 +120,7 @@ def collect(
     ]
     retired, note = doomed, ""
     if not dry_run:
-        retired, note = _retire(store, survey.newest_attempt, doomed)
+        retired, note = _retire(store, survey.newest_attempt, doomed, go_on)
     named = {
         entry.key for name, one in manifests.items() for entry in one.files if name not in retired or entry.history
     }
@@ -118,7 +129,7 @@ def collect(
     garbage = [*scratch, *(info for info in loose if settled(info.key))]
     abandoned = [left for left in leftovers if settled(left.key)]
     if not dry_run:
-        _delete(store, garbage, abandoned, on_delete)
+        _delete(store, garbage, abandoned, on_delete, go_on)
     return Collected(
         kept=kept,
         retired=tuple(retired),
@@ -130,44 +141,52 @@ def collect(
 
 
 def _kept(
-    store: ObjectStore, job: str, retention: Retention, survey: Survey, manifests: dict[str, Manifest]
-) -> dict[str, str]:
+    store: ObjectStore, job: str, retention: Retention, survey: Survey, manifests: dict[str, Manifest], *,
+    go_on: Callable[[], None],
+) -> dict[str, str]:  # fmt: skip
     """What stays: the policy's, what the newest attempt resumed from, and the newest that verifies."""
-    live = [manifests[name] for name in survey.live() if name in manifests]
+    alive = survey.live()
+    gone = survey.gone(store, alive, go_on)
+    # What is gone takes no place in the policy: one that has become more generous brings nothing back.
+    live = [manifests[name] for name in alive if name in manifests and name not in gone]
     kept = retention.keeps(live)
-    for manifest in live:
-        if survey.retirements.went(store, manifest.name):
-            kept.pop(manifest.name, None)  # a policy that has become more generous brings nothing back
     if survey.newest_start in manifests:
-        kept[str(survey.newest_start)] = f"attempt {survey.newest_attempt} started from it"
+        kept[str(survey.newest_start)] = f"attempt {survey.newest_begun} started from it"
     for manifest in live:
-        if survey.retirements.went(store, manifest.name):
-            continue
         try:
             if manifest.job != job:
                 raise CorruptCheckpoint(f"manifest {manifest.name} belongs to job {manifest.job}, not to {job}")
             for entry in manifest.files:
+                go_on()
                 verify_blob(store, entry, manifest.name)
         except CorruptCheckpoint:
             continue  # whoever starts an attempt quarantines it; here it only means to look further
         kept[manifest.name] = "the newest that verifies"
         return kept
-    if live:
+    if alive:
         raise CorruptCheckpoint(
-            f"job {job}: none of {len(live)} live checkpoints in {store.uri} verifies, so nothing is deleted",
+            f"job {job}: none of {len(alive)} live checkpoints in {store.uri} verifies, so nothing is deleted",
             hint="look at them with `rexctl checkpoints ls` and `verify`",
         )
     return kept
 
 
-def _retire(store: ObjectStore, attempt: int, doomed: list[str]) -> tuple[list[str], str]:
+def _retire(store: ObjectStore, attempt: int, doomed: list[str], go_on: Callable[[], None]) -> tuple[list[str], str]:
     """Those of `doomed` whose state may be deleted: intents first, then a look at the pins, then decisions."""
     nonce = uuid.uuid4().hex
-    intents = {name: intend(store, name, attempt, nonce) for name in doomed}
+    intents = {}
+    for name in doomed:
+        go_on()
+        intents[name] = intend(store, name, attempt, nonce)
     newest = newest_attempt(store)
     if newest != attempt:
         return [], f"attempt {newest} started meanwhile; nothing was retired, collect again"
-    return [name for name, intent in intents.items() if decide_to_delete(store, intent, nonce)], ""
+    retired = []
+    for name, intent in intents.items():
+        go_on()
+        if decide_to_delete(store, intent, nonce):
+            retired.append(name)
+    return retired, ""
 
 
 def _delete(
@@ -175,12 +194,15 @@ def _delete(
     garbage: Sequence[ObjectInfo],
     abandoned: Sequence[Leftover],
     on_delete: Callable[[int, int], None],
+    go_on: Callable[[], None],
 ) -> None:
     total = len(garbage) + len(abandoned)
     for done, info in enumerate(garbage, 1):
+        go_on()
         on_delete(done, total)
         store.delete(info.key)
     for done, left in enumerate(abandoned, len(garbage) + 1):
+        go_on()
         on_delete(done, total)
         store.discard(left)
     remove_folders(store, [info.key for info in garbage])
@@ -196,13 +218,13 @@ class _Settled:
         self._steps = max((step for attempt, step in self._listed if attempt == self._newest), default=-1)
 
     def __call__(self, key: str) -> bool:
-        parsed, other = parse_object(key), _OF_ATTEMPT.match(key) or _OF_LOGS.match(key)
+        parsed, other = parse_object(key), _OF_ATTEMPT.fullmatch(key) or _OF_LOGS.fullmatch(key)
         if parsed is not None:
             attempt, over = parsed[0], parsed[0] == self._newest and parsed[1] <= self._steps
         elif other is not None:
             attempt, over = int(other[1]), False
         else:
-            # Graphs are written by a pinned attempt; if the newest has ended, whoever has begun this is no more.
+            # Graphs and decisions are written by some attempt; if the newest has ended, whoever has begun is no more.
             return is_scratch(key) or 1 <= self._newest <= self._ended
         return over or attempt < self._newest or attempt <= self._ended
 

@@ -85,19 +85,24 @@ class CheckpointReader:
         """All manifests, newest (attempt, step) first, live ones and dead branches. Files are not verified."""
         survey = survey_store(self._store, self._pins)
         alive = set(survey.live())
+        gone = survey.gone(self._store, survey.names)
         read = read_manifests(self._store, survey.names)
         found = []
         for name in sorted(survey.names, reverse=True):
             one = read[name]
             manifest, problem = (one, "") if isinstance(one, Manifest) else (None, str(one))
-            retired = survey.retirements.went(self._store, name)
-            found.append(Listed(name=name, live=name in alive, retired=retired, manifest=manifest, problem=problem))
+            found.append(
+                Listed(name=name, live=name in alive, retired=name in gone, manifest=manifest, problem=problem)
+            )
         return found
 
     def newest(self) -> Manifest | None:
         """The newest live manifest that verifies, None if there is none. Nothing is quarantined: a start does that."""
-        survey = survey_store(self._store, self._pins)
-        return self._walk_back(survey, survey.live())[0]
+        while True:
+            survey = survey_store(self._store, self._pins)
+            manifest, damaged = self._walk_back(survey, survey.live())
+            if (manifest is not None and not damaged) or self._is_still(survey):
+                return manifest
 
     def attempts(self) -> list[AttemptSpan]:
         """All attempts, oldest first."""
@@ -126,6 +131,10 @@ class CheckpointReader:
             except CorruptCheckpoint as error:
                 damaged.append(Quarantined(manifest=name, reason=str(error)))
         return None, damaged
+
+    def _is_still(self, survey: Survey) -> bool:
+        """Whether all is as it was: if not, what seemed damaged may be what a collection deletes, for a newer one."""
+        return survey.shows_the_same_as(survey_store(self._store, self._pins))
 
     def _verified(self, name: str) -> Manifest:
         """The manifest of that name if it and all its files are right, else CorruptCheckpoint."""

@@ -41,7 +41,8 @@ class Retirements:
         self._intents: dict[str, dict[str, int]] = {}  # of each manifest, with the attempt that was the newest
         self._decided: set[str] = set()
         self._decisions = {} if decisions is None else decisions
-        for key in keys:
+        self.keys = frozenset(keys)
+        for key in self.keys:
             match = _KEY.fullmatch(key)
             if match is None:
                 continue
@@ -98,7 +99,7 @@ def decide_to_delete(store: ObjectStore, intent: str, nonce: str) -> bool:
 
 def _decide(store: ObjectStore, intent: str, *, goes: bool, nonce: str) -> bool:
     """What is decided in the end: True if the state goes."""
-    if _create(store, f"{intent}.decided", {"goes": goes}, nonce):
+    if _create(store, f"{intent}.decided", {"intent": intent, "goes": goes}, nonce):
         return goes
     try:
         return _read_decision(store, intent)
@@ -107,7 +108,10 @@ def _decide(store: ObjectStore, intent: str, *, goes: bool, nonce: str) -> bool:
 
 
 def _read_decision(store: ObjectStore, intent: str) -> bool:
-    goes = read_sealed(store, f"{intent}.decided").get("goes")
+    values = read_sealed(store, f"{intent}.decided")
+    goes = values.get("goes")
+    if values.get("intent", intent) != intent:  # the first ones did not say
+        raise CorruptCheckpoint(f"{intent}.decided says it is of {values['intent']}")
     if not isinstance(goes, bool):
         raise CorruptCheckpoint(f"{intent}.decided says neither that the state goes nor that it stays")
     return goes

@@ -8,12 +8,11 @@ is read back. Checksum trailers are sent only where S3 requires them: Ceph over 
 from __future__ import annotations
 
 import builtins
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import boto3
 import botocore.exceptions as aws
@@ -33,7 +32,8 @@ from cluster.storage.base import (
 )
 from cluster.storage.digests import FileDigests, digest_file
 from cluster.storage.s3_errors import BROKEN, CONFLICT, error_code, translate
-from cluster.storage.s3_transfer import NUM_WORKERS, content_md5, download, upload
+from cluster.storage.s3_signing import PAYLOAD, take_payload_digests
+from cluster.storage.s3_transfer import NUM_WORKERS, download, upload
 from jobs.errors import AlreadyExistsError, ObjectNotFound, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -54,8 +54,7 @@ class _Conflict(StoreUnavailable):
 
 
 def make_client(profile: str | None = None, *, checksums: str = "when_required") -> S3Client:
-    """A client as the AWS environment says. Bodies are not signed but carry a signed Content-MD5: it is computed once,
-    when the file is hashed, and every store we know checks it."""
+    """A client as the AWS environment says. Every body is signed with its SHA-256, also over TLS."""
     config = Config(
         signature_version="s3v4",
         request_checksum_calculation=checksums,  # type: ignore[arg-type]
@@ -64,9 +63,11 @@ def make_client(profile: str | None = None, *, checksums: str = "when_required")
         connect_timeout=5,
         read_timeout=READ_TIMEOUT_S,
         max_pool_connections=4 * NUM_WORKERS,
-        s3={"payload_signing_enabled": False},
+        s3={"payload_signing_enabled": True},
     )
-    return boto3.session.Session(profile_name=profile).client("s3", config=config)
+    client = boto3.session.Session(profile_name=profile).client("s3", config=config)
+    take_payload_digests(client)
+    return client
 
 
 class S3Store:
@@ -102,11 +103,11 @@ class S3Store:
 
     def _put(self, key: str, body: bytes) -> None:
         with self.translated(f"create {key}"):
-            self.client.put_object(Bucket=self.bucket, Key=self.name(key), Body=body, ContentMD5=_md5(body))
+            self.client.put_object(Bucket=self.bucket, Key=self.name(key), Body=body)
 
     def _create(self, key: str, name: str, body: bytes) -> None:
         try:
-            self.client.put_object(Bucket=self.bucket, Key=name, Body=body, ContentMD5=_md5(body), IfNoneMatch="*")
+            self.client.put_object(Bucket=self.bucket, Key=name, Body=body, IfNoneMatch="*")
             return
         except aws.ClientError as error:
             if error_code(error) in CONFLICT:
@@ -132,8 +133,8 @@ class S3Store:
         with path.open("rb", buffering=0) as source, self.translated(f"write {key}"):
             if len(digests) == 1:
                 body = os.pread(source.fileno(), digests.size_bytes + 1, 0)
-                md5 = content_md5(digests.parts[0].md5)
-                self.client.put_object(Bucket=self.bucket, Key=name, Body=body, ContentMD5=md5)
+                known: dict[str, Any] = {PAYLOAD: digests.sha256}
+                self.client.put_object(Bucket=self.bucket, Key=name, Body=body, **known)
             else:
                 upload(self.client, self.bucket, name, source.fileno(), digests)
         with self.translated(f"look at {key} after writing it"):
@@ -216,7 +217,3 @@ def _again(request: Callable[[], _T]) -> _T:
         reraise=True,
     )
     return tries(request)
-
-
-def _md5(body: bytes) -> str:
-    return content_md5(hashlib.md5(body, usedforsecurity=False).hexdigest())

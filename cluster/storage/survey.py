@@ -12,7 +12,7 @@ from cluster.storage.lineage import parents_of
 from cluster.storage.records import Pin, read_manifest, read_pin
 from cluster.storage.retired import PREFIX as RETIRED_PREFIX
 from cluster.storage.retired import Retirements
-from jobs.chain import PIN_PREFIX, live, parse_pin_name
+from jobs.chain import PIN_PREFIX, live, parse_pin_name, pin_name
 from jobs.errors import CorruptCheckpoint, ObjectNotFound
 from jobs.manifest import PREFIX, Manifest, parse_name
 
@@ -24,9 +24,10 @@ _K = TypeVar("_K")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """What is there."""
+    """What is there. `given_up` are the attempts whose start never began: see `cluster.storage.retired`."""
 
     pins: dict[int, Pin]
+    given_up: frozenset[int]
     names: frozenset[str]
     retirements: Retirements
 
@@ -35,24 +36,47 @@ class Survey:
         return max(self.pins, default=0)
 
     @property
+    def newest_begun(self) -> int:
+        """The newest attempt that is known to have begun, or may have."""
+        return max(self._begun(), default=0)
+
+    @property
     def newest_start(self) -> str | None:
-        """The manifest that the newest attempt started from."""
-        return self.pins[self.newest_attempt].manifest if self.pins else None
+        """The manifest that this one started from."""
+        return self._begun().get(self.newest_begun)
 
     def live(self, also: str | None = None) -> list[str]:
         """Live manifests, newest first: those listed, and those that must be there: `also`, and the newest start."""
-        pins = {attempt: pin.manifest for attempt, pin in self.pins.items()}
+        pins = self._begun()
         wanted = self.names | {name for name in (also, self.newest_start) if name is not None}
         return [name for name in live(parents_of(wanted, pins), pins) if name in wanted]
 
+    def shows_the_same_as(self, other: Survey) -> bool:
+        """Whether nothing was pinned, committed, or begun or decided to be retired between the two."""
+        return (self.pins.keys(), self.names, self.retirements.keys) == (
+            other.pins.keys(), other.names, other.retirements.keys
+        )  # fmt: skip
 
-def survey_store(store: ObjectStore, known_pins: dict[int, Pin]) -> Survey:
-    """Read all pins (but those known: they never change) and list the rest.
+    def gone(self, store: ObjectStore, names: Iterable[str], go_on: Callable[[], None] = lambda: None) -> set[str]:
+        """Those of `names` whose state a collection has deleted, or is about to. `go_on` as `read_each` has it."""
+        asked = set(names) & self.retirements.names()
+        went = read_each(asked, lambda name: self.retirements.went(store, name), go_on)
+        return {name for name in asked if went[name]}
+
+    def _begun(self) -> dict[int, str | None]:
+        return {attempt: pin.manifest for attempt, pin in self.pins.items() if attempt not in self.given_up}
+
+
+def survey_store(
+    store: ObjectStore, known_pins: dict[int, Pin], known_decisions: dict[str, bool] | None = None
+) -> Survey:
+    """Read all pins (but those known: they never change) and whether they count, and list the rest.
 
     Pins are listed first: a manifest committed after that under an older attempt is judged by what was pinned.
 
     Raises:
-        CorruptCheckpoint: a pin is damaged: what is alive cannot be told, so nothing may be concluded.
+        CorruptCheckpoint: a pin is damaged, or missing although its attempt has committed: what is alive cannot be
+            told, so nothing may be concluded.
         StoreUnavailable: not everything could be read.
     """
     attempts = [number for info in store.list(PIN_PREFIX) if (number := parse_pin_name(info.key)) is not None]
@@ -61,10 +85,28 @@ def survey_store(store: ObjectStore, known_pins: dict[int, Pin]) -> Survey:
         return known_pins.get(attempt) or read_pin(store, attempt)
 
     pins = read_each(attempts, pin)
+    keys = {info.key: key for info in store.list(PREFIX) if (key := parse_name(info.key)) is not None}
+    unlisted = {attempt for attempt, _ in keys.values()} - pins.keys()
+    pins |= read_each(unlisted, lambda attempt: _late_pin(store, attempt))
     known_pins.update(pins)
-    names = frozenset(info.key for info in store.list(PREFIX) if parse_name(info.key) is not None)
-    retirements = Retirements(info.key for info in store.list(RETIRED_PREFIX))
-    return Survey(pins=pins, names=names, retirements=retirements)
+    retirements = Retirements((info.key for info in store.list(RETIRED_PREFIX)), known_decisions)
+
+    def gave_up(attempt: int) -> bool:
+        manifest = pins[attempt].manifest
+        return manifest is not None and retirements.went(store, manifest, before=attempt)
+
+    given_up = frozenset(attempt for attempt, gone in read_each(pins, gave_up).items() if gone)
+    return Survey(pins=pins, given_up=given_up, names=frozenset(keys), retirements=retirements)
+
+
+def _late_pin(store: ObjectStore, attempt: int) -> Pin:
+    """The pin of an attempt that has committed; it was not listed, so it was written since, or it is lost."""
+    try:
+        return read_pin(store, attempt)
+    except ObjectNotFound as error:
+        raise CorruptCheckpoint(
+            f"{pin_name(attempt)} is missing: attempt {attempt} has committed and the store has no such object"
+        ) from error
 
 
 def newest_attempt(store: ObjectStore) -> int:
@@ -72,8 +114,10 @@ def newest_attempt(store: ObjectStore) -> int:
     return max((parse_pin_name(info.key) or 0 for info in store.list(PIN_PREFIX)), default=0)
 
 
-def read_manifests(store: ObjectStore, names: Iterable[str]) -> dict[str, Manifest | CorruptCheckpoint]:
-    """Each of them, or how it is damaged. UnknownManifest if one is of a newer version."""
+def read_manifests(
+    store: ObjectStore, names: Iterable[str], go_on: Callable[[], None] = lambda: None
+) -> dict[str, Manifest | CorruptCheckpoint]:
+    """Each of them, or how it is damaged; UnknownManifest if one is of a newer version. `go_on`: as in `read_each`."""
 
     def read(name: str) -> Manifest | CorruptCheckpoint:
         try:
@@ -83,13 +127,18 @@ def read_manifests(store: ObjectStore, names: Iterable[str]) -> dict[str, Manife
         except CorruptCheckpoint as reason:
             return reason
 
-    return read_each(names, read)
+    return read_each(names, read, go_on)
 
 
-def read_each(keys: Iterable[_K], read: Callable[[_K], _T]) -> dict[_K, _T]:
-    """`read` of every key, a few at a time; the first error is raised."""
+def read_each(keys: Iterable[_K], read: Callable[[_K], _T], go_on: Callable[[], None] = lambda: None) -> dict[_K, _T]:
+    """`read` of every key, a few at a time; the first error is raised. `go_on` comes before each: it may raise one."""
+
+    def one(key: _K) -> _T:
+        go_on()
+        return read(key)
+
     todo = list(keys)
-    if not todo:
-        return {}
+    if len(todo) < 2:
+        return {key: one(key) for key in todo}
     with ThreadPoolExecutor(max_workers=min(_NUM_READERS, len(todo)), thread_name_prefix="rex-survey") as pool:
-        return dict(zip(todo, pool.map(read, todo), strict=True))
+        return dict(zip(todo, pool.map(one, todo), strict=True))

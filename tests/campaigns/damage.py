@@ -1,6 +1,8 @@
-"""Damage: bits flipped, bodies cut, lengthened, deleted or swapped, over files and manifests of two attempts.
+"""Damage: bits flipped, bodies cut, lengthened, deleted or swapped, over all objects of a chain of two attempts.
 
-Each must be seen by verification, and the next attempt must start from the newest checkpoint that is whole.
+Of files and manifests it must be seen by verification, and the next attempt must start from the newest checkpoint that
+is whole. Without a whole pin nothing may start. Without a whole record of a retirement, that same start must succeed,
+here with a newer checkpoint lost as well, so that the records count. And a collection after it must leave it whole.
 """
 
 from __future__ import annotations
@@ -13,8 +15,12 @@ from pathlib import Path
 
 from cluster.storage import ObjectStore
 from cluster.storage.checkpoints import CheckpointStore
+from cluster.storage.content import verify_blob
+from cluster.storage.gc import collect
+from cluster.storage.retired import intend
 from jobs.errors import CorruptCheckpoint, ObjectNotFound
-from jobs.manifest import Manifest
+from jobs.manifest import FileEntry, Manifest
+from jobs.retention import Retention
 from tests.support.chains import make_commit
 
 Damage = Callable[[random.Random, bytes], bytes | None]  # None: the object is gone
@@ -62,20 +68,28 @@ def run_case(store: ObjectStore, seed: int) -> Case:
 
 def _run_case(store: ObjectStore, seed: int, generator: random.Random, folder: Path) -> Case:
     line = _chain(store, generator, folder)
-    whole = {manifest.name: {f.name: store.get(f.key) for f in manifest.files} for manifest in line}
-    keys = sorted({manifest.name for manifest in line} | {f.key for manifest in line for f in manifest.files})
+    files = {manifest.name: [f for f in manifest.files if f.history or manifest != line[0]] for manifest in line}
+    whole = {manifest.name: {f.name: store.get(f.key) for f in files[manifest.name]} for manifest in line}
+    keys = [info.key for info in store.list("")]
     kind, key = generator.choice(sorted(KINDS)), generator.choice(keys)
     damaged = _damage(store, generator, folder, kind=kind, key=key, keys=keys)
-    hit = {m.name for m in line if m.name in damaged or any(f.key in damaged for f in m.files)}
-    looking = CheckpointStore(store, "j")
-    seen = {manifest.name for manifest in line if not _verifies(looking, manifest)}
-    expected = next((manifest for manifest in reversed(line) if manifest.name not in hit), None)
+    if any(one.startswith("retired/") for one in damaged):
+        lost = {manifest.file("weights").key for manifest in line[3:]}
+        damaged |= lost
+        for one in lost:
+            store.delete(one)
+    hit = {m.name for m in line if m.name in damaged or any(f.key in damaged for f in files[m.name])}
+    seen = {manifest.name for manifest in line if not _verifies(store, manifest, files[manifest.name])}
+    expected = next((manifest for manifest in reversed(line[1:]) if manifest.name not in hit), None)
+    if any(one.startswith("attempts/") for one in damaged):
+        expected = None
     starter = CheckpointStore(store, "j")
     try:
         start = starter.start_attempt(3, must_resume=line[-1].name)
     except CorruptCheckpoint:
         return Case(seed=seed, kind=kind, key=key, detected=seen == hit, wrong_resume=expected is not None,
                     resumed="refused")  # fmt: skip
+    collect(store, "j", Retention(last=1))
     resumed = start.manifest
     wrong = resumed is None or resumed != expected
     if resumed is not None and not wrong:
@@ -87,7 +101,10 @@ def _run_case(store: ObjectStore, seed: int, generator: random.Random, folder: P
 
 
 def _chain(store: ObjectStore, generator: random.Random, folder: Path) -> list[Manifest]:
-    """Five checkpoints of two attempts; some content is shared from one to the next."""
+    """Five checkpoints of two attempts; some content is shared from one to the next.
+
+    The first one's state is retired. Of the third one's it was decided that it stays, when attempt 2 started from it.
+    """
     line: list[Manifest] = []
     frozen = folder / "frozen"
     frozen.write_bytes(generator.randbytes(2000))
@@ -99,6 +116,9 @@ def _chain(store: ObjectStore, generator: random.Random, folder: Path) -> list[M
             state.write_bytes(generator.randbytes(generator.randrange(1, 40_000)))
             parent = make_commit(writer, folder, attempt, step, parent, also={"weights": state, "frozen": frozen})
             line.append(parent)
+        if attempt == 1:
+            intend(store, line[-1].name, 1, "n" * 8)
+    assert collect(store, "j", Retention(last=4)).retired == (line[0].name,)
     return line
 
 
@@ -124,9 +144,13 @@ def _put(store: ObjectStore, key: str, body: bytes | None, folder: Path) -> None
     store.put_file(key, folder / "damaged")
 
 
-def _verifies(looking: CheckpointStore, manifest: Manifest) -> bool:
+def _verifies(store: ObjectStore, manifest: Manifest, files: list[FileEntry]) -> bool:
+    """Whether the manifest, and those of its files that should be there, are what they were."""
     try:
-        looking.verify(looking.load(manifest.name))
+        if CheckpointStore(store, "j").load(manifest.name) != manifest:
+            return False
+        for entry in files:
+            verify_blob(store, entry, manifest.name)
     except (CorruptCheckpoint, ObjectNotFound):
         return False
     return True

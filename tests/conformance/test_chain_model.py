@@ -1,7 +1,8 @@
-"""The real `CheckpointStore` against a model: starts, commits, deaths without one, and zombies, in every order.
+"""The real `CheckpointStore` against a model: starts, commits, deaths without one, zombies, collections, in any order.
 
 The model knows what the code may not: the true line of manifests on which the newest attempt stands. A zombie here has
-passed its fence just before the newer pin was written, which no look can prevent: its list of pins is an old one.
+passed its fence just before the newer pin was written, which no look can prevent: its list of pins is an old one. And
+a start may find, when its pin is written, that its checkpoint was collected meanwhile, for one that it has not seen.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import itertools
 import multiprocessing
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,19 @@ import pytest
 
 from cluster.storage import ObjectInfo, ObjectStore
 from cluster.storage.checkpoints import CheckpointStore
+from cluster.storage.gc import collect
 from jobs.chain import parse_pin_name
-from jobs.errors import AlreadyExistsError, FencedError
+from jobs.errors import AlreadyExistsError, FencedError, StoreUnavailable
 from jobs.manifest import Manifest
+from jobs.retention import Retention
 from tests.conformance.backends import Backend
 from tests.support.chains import make_commit
 from tests.support.stores import Memory, Wrapped
 
 NUM_ATTEMPTS = 3
-EVENTS = ["start", "lose newest", 1, 2, 3]  # a number: that attempt commits, whether it is still the newest or not
+# A number: that attempt commits, whether it is still the newest or not. A start that is overtaken: between its look and
+# its pin the newest attempt commits once more, and what is older is collected.
+EVENTS = ["start", "overtaken start", "lose newest", 1, 2, 3]
 
 
 class Late(Wrapped):
@@ -41,6 +47,18 @@ class Late(Wrapped):
         return [i for i in self.store.list(prefix) if (parse_pin_name(i.key) or 0) <= self._attempt]
 
 
+class Overtaken(Wrapped):
+    """`happens` before the pin of an attempt is written."""
+
+    def __init__(self, store: ObjectStore, happens: Callable[[], None]) -> None:
+        super().__init__(store)
+        self._happens = happens
+
+    def before(self, operation: str, key: str) -> None:
+        if operation == "create" and parse_pin_name(key) is not None:
+            self._happens()
+
+
 class World:
     """A job's store, its writers, and the truth."""
 
@@ -49,53 +67,85 @@ class World:
         self.writers: dict[int, CheckpointStore] = {}
         self.tips: dict[int, Manifest | None] = {}
         self.truth: list[Manifest] = []  # oldest first
-        self.lost: set[str] = set()
-        self.step = 0
+        self.lost: set[str] = set()  # their state, by a fault or by a collection
+        self.step = self.num_starts = self.given_up = 0
 
-    def play(self, event: str | int) -> None:
-        newest = max(self.writers, default=0)
-        if event == "start" and newest < NUM_ATTEMPTS:
-            self._start(newest + 1)
+    def play(self, event: str | int) -> bool:
+        """Whether that can happen now, and so has."""
+        if event in ("start", "overtaken start") and self.num_starts < NUM_ATTEMPTS:
+            self._start(overtaken=event == "overtaken start")
+        elif event == "collect" and self.truth:
+            self._collect()
         elif event == "lose newest" and sum(m.name not in self.lost for m in self.truth) > 1:
             manifest = next(m for m in reversed(self.truth) if m.name not in self.lost)
             self.store.delete(manifest.files[0].key)
             self.lost.add(manifest.name)
         elif isinstance(event, int) and event in self.writers:
-            self.step += 10
-            made = make_commit(self.writers[event], self.folder, event, self.step, self.tips[event])
-            self.tips[event] = made
-            if event == newest:
-                self.truth.append(made)
-            else:
+            made = self._commit(event)
+            if event < self.num_starts:
                 with pytest.raises(FencedError):  # one that looks now is told
                     make_commit(CheckpointStore(self.store, "j"), self.folder, event, self.step + 1, made)
+        else:
+            return False
+        return True
 
-    def _start(self, attempt: int) -> None:
-        while self.truth and self.truth[-1].name in self.lost:
-            self.truth.pop()
-        start = CheckpointStore(self.store, "j").start_attempt(attempt)
-        assert start.manifest == (self.truth[-1] if self.truth else None)
-        self.writers[attempt] = CheckpointStore(Late(self.store, attempt), "j")
-        self.tips[attempt] = start.manifest
+    def _commit(self, attempt: int) -> Manifest:
+        self.step += 10
+        made = make_commit(self.writers[attempt], self.folder, attempt, self.step, self.tips[attempt])
+        self.tips[attempt] = made
+        if attempt == max(self.writers):
+            self.truth.append(made)
+        return made
+
+    def _collect(self) -> None:
+        self.lost.update(collect(self.store, "j", Retention(last=1)).retired)
+
+    def _start(self, *, overtaken: bool) -> None:
+        """A start that gives up changes nothing: those that began are what they were."""
+        self.num_starts += 1
+        seen = next((manifest for manifest in reversed(self.truth) if manifest.name not in self.lost), None)
+
+        def happens() -> None:
+            if overtaken and self.writers:
+                self._commit(max(self.writers))
+                self._collect()
+
+        try:
+            start = CheckpointStore(Overtaken(self.store, happens), "j").start_attempt(self.num_starts)
+        except StoreUnavailable:
+            assert overtaken and seen is not None and seen.name in self.lost
+            self.given_up += 1
+            return
+        assert start.manifest == seen and (seen is None or seen.name not in self.lost)
+        self.truth = self.truth[: self.truth.index(seen) + 1] if seen is not None else []
+        self.writers[self.num_starts] = CheckpointStore(Late(self.store, self.num_starts), "j")
+        self.tips[self.num_starts] = start.manifest
 
     def check(self) -> None:
         alive = [one.name for one in CheckpointStore(self.store, "j").manifests() if one.live]
         assert alive == [manifest.name for manifest in reversed(self.truth)]
 
 
-def test_every_order_of_events_resumes_the_truth(tmp_path: Path) -> None:
-    for events in itertools.product(EVENTS, repeat=4):
+def test_every_order_of_few_events_and_many_of_more_resume_the_truth(tmp_path: Path) -> None:
+    given_up = 0
+    generator = random.Random(1)
+    longer = [tuple(generator.choices([*EVENTS, "collect"], k=8)) for _ in range(60)]
+    for events in (*itertools.product(EVENTS, repeat=3), *longer):
         world = World(Memory(), tmp_path)
-        for event in ("start", 1, *events, "start"):
-            world.play(event)
+        happened = [world.play(event) for event in ("start", 1, *events)]
+        if len(events) == 3 and happened != sorted(happened, reverse=True):
+            continue  # without what could not happen it is a shorter one, which comes with such events at its end
+        world.play("start")
         world.check()
+        given_up += world.given_up
+    assert given_up
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_random_orders_of_events_resume_the_truth_on_every_store(store: ObjectStore, tmp_path: Path, seed: int) -> None:
     generator = random.Random(seed)
     world = World(store, tmp_path)
-    for event in ("start", 1, *generator.choices(EVENTS, weights=[2, 1, 2, 2, 2], k=12)):
+    for event in ("start", 1, *generator.choices([*EVENTS, "collect"], weights=[2, 1, 1, 2, 2, 2, 1], k=12), "start"):
         world.play(event)
     world.check()
 

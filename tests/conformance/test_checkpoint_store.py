@@ -189,9 +189,10 @@ def test_job_that_has_committed_never_starts_from_zero(store: ObjectStore, commi
 
 
 def test_must_resume_on_a_store_without_manifests_refuses(store: ObjectStore) -> None:
+    CheckpointStore(store, "j").start_attempt(1)
     with pytest.raises(CorruptCheckpoint, match="not started from zero"):
-        CheckpointStore(store, "j").start_attempt(1, must_resume="manifests/000001-000000010.json")
-    assert store.list("attempts/") == []
+        CheckpointStore(store, "j").start_attempt(2, must_resume="manifests/000001-000000010.json")
+    assert [info.key for info in store.list("attempts/")] == [pin_name(1)]
 
 
 def test_checkpoint_of_another_job_is_not_resumed(store: ObjectStore, commit: Commit) -> None:

@@ -89,6 +89,7 @@ def test_stopped_validation_is_made_up_for_with_the_bytes_of_an_untouched_run(
         assert [point.step for point in points(stopped) if point.key == "val_top1"] == [FIRST] * (stop_at == STEPS)
     assert train(stopped, data, graphs, stop_at=None) == [f"done at step {STEPS}"] * 2
 
+    assert {manifest.step for manifest in history(untouched) if manifest.metrics} <= {FIRST, STEPS}  # of that state
     one, other = history(stopped)[-1], history(untouched)[-1]
     assert (one.attempt, one.step, one.parent) == (3, STEPS, f"manifests/000002-{STEPS:09d}.json")
     assert one.file("state.safetensors").sha256 == other.file("state.safetensors").sha256

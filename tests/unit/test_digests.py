@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import random
 from pathlib import Path
 
@@ -11,24 +12,35 @@ import pytest
 from cluster.storage.digests import MAX_PARTS, PART_BYTES, digest_bytes, digest_file, part_size
 
 
-@pytest.mark.parametrize("part_sha256", [False, True])
 @pytest.mark.parametrize(
-    "size_bytes", [0, 1, PART_BYTES - 1, PART_BYTES, PART_BYTES + 1, 2 * PART_BYTES, 7 * PART_BYTES + 5]
+    "size_bytes",
+    [0, 1, PART_BYTES - 1, PART_BYTES, PART_BYTES + 1, 2 * PART_BYTES, 2 * PART_BYTES + 1, 7 * PART_BYTES + 5],
 )
-def test_digests_are_those_of_the_whole_and_of_each_part(tmp_path: Path, size_bytes: int, part_sha256: bool) -> None:
+def test_digests_are_those_of_the_whole_and_of_each_part(tmp_path: Path, size_bytes: int) -> None:
     body = random.Random(size_bytes).randbytes(size_bytes)
     (tmp_path / "f").write_bytes(body)
-    found = digest_file(tmp_path / "f", part_sha256=part_sha256)
-    assert found == digest_bytes(body, part_sha256=part_sha256)
+    found = digest_file(tmp_path / "f")
+    assert found == digest_bytes(body)
     assert (found.size_bytes, found.part_bytes) == (size_bytes, PART_BYTES)
     assert found.sha256 == hashlib.sha256(body).hexdigest()
-    assert found.md5 == (hashlib.md5(body).hexdigest() if size_bytes <= PART_BYTES else None)
-    assert [found.span(index)[0] for index in range(len(found))] == list(range(0, max(size_bytes, 1), PART_BYTES))
-    assert found.span(len(found) - 1)[1] == size_bytes
-    for index, part in enumerate(found.parts):
-        start, end = found.span(index)
-        assert part.md5 == hashlib.md5(body[start:end]).hexdigest()
-        assert part.sha256 == (hashlib.sha256(body[start:end]).hexdigest() if part_sha256 else None)
+    spans = [found.span(index) for index in range(len(found))]
+    assert [start for start, _ in spans] == list(range(0, max(size_bytes, 1), PART_BYTES))
+    assert spans[-1][1] == size_bytes
+    assert list(found.part_sha256) == [hashlib.sha256(body[start:end]).hexdigest() for start, end in spans]
+
+
+def test_file_that_gives_less_than_was_asked_for_is_hashed_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = random.Random(9).randbytes(PART_BYTES + 12_345)
+    (tmp_path / "f").write_bytes(body)
+
+    class Slow(io.FileIO):
+        def readinto(self, buffer: memoryview) -> int:
+            return super().readinto(buffer[:1_000_003])
+
+    monkeypatch.setattr(Path, "open", lambda path, *_, **__: Slow(path))
+    assert digest_file(tmp_path / "f") == digest_bytes(body)
 
 
 @pytest.mark.parametrize("size_bytes", [0, 1, PART_BYTES * MAX_PARTS, PART_BYTES * MAX_PARTS + 1, 5 << 40])
