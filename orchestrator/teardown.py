@@ -24,6 +24,7 @@ from orchestrator.provider import Provider
 from orchestrator.store import AttemptRow, JobRow, Store
 
 _LOG = logging.getLogger("rexctl.teardown")
+_PORT_S = 30.0  # from the end of an attempt until a master port that is still taken counts as a stranger's
 _PLACING_S = 5.0  # an agent that was never heard of for so long may be called off
 
 Record = dict[str, Any]
@@ -67,7 +68,7 @@ class Teardown:
         self.watch.heard((row.id, attempt.number, view.node_rank))
         self.silent.discard(attempt.nodes[view.node_rank]["id"])
         record: Record | None = view.report["ended"]
-        held = left(record) if record is not None else {}
+        held = self._held(record) if record is not None else {}
         if not held:
             return record
         self._once(row, "teardown_incomplete", {"node": view.node_rank, **held})
@@ -133,7 +134,14 @@ class Teardown:
             record = self._in_background(row, view, certify, launch.to_json(), view.node_rank)  # Ray was restarted here
         else:
             return None
-        return None if record is None or left(record) else record
+        return None if record is None or self._held(record) else record
+
+    def _held(self, record: Record) -> dict[str, Any]:
+        """What of the node is not released yet. A port alone holds nothing up for long: the sweep found no process of
+        ours, so a stranger has it, and the next attempt takes another one."""
+        held = left(record)
+        is_strangers = set(held) == {"port"} and self.clock() - float(record.get("at", 0.0)) > _PORT_S
+        return {} if is_strangers else held
 
     def _in_background(
         self, row: JobRow, view: NodeView, make: Callable[..., Record], *arguments: Any

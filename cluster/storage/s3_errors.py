@@ -14,7 +14,8 @@ _ENDPOINT = "check AWS_ENDPOINT_URL and that the store is up; nothing was conclu
 
 BROKEN = (aws.ReadTimeoutError, aws.ResponseStreamingError, aws.IncompleteReadError, HTTPError)  # within an answer
 CONFLICT = {"ConditionalRequestConflict", "OperationAborted", "409"}  # with another writer at the same moment
-_PASSING = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "429", "BadDigest"}
+_ALTERED = ("BadDigest", "XAmzContentSHA256Mismatch")  # on the way: what was sent is not what arrived
+_PASSING = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "429", *_ALTERED}
 
 # Code of the store's answer -> hint. A code that is not here is not known, whatever its status.
 _HINTS = {
@@ -25,6 +26,7 @@ _HINTS = {
     "ExpiredToken": "the session token has run out: renew it",
     "InvalidToken": "the session token is not valid: renew it",
     "RequestTimeTooSkewed": "set this machine's clock",
+    "XAmzContentSHA256Mismatch": "the content was altered on its way: try again",
     "SlowDown": "the store asks for fewer requests: try again later",
     "ServiceUnavailable": "try again later",
     "InternalError": "try again later",

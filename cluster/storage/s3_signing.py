@@ -1,8 +1,8 @@
 """Requests signed with a SHA-256 that is known already: what arrives must be what was hashed, whatever is sent.
 
 botocore's signer hashes a body when it is sent. Ours takes the digest that the caller passes with the request
-(`client.upload_part(..., PayloadSHA256=...)`), and leaves all others to botocore. Only botocore's documented ways are
-used: events, the request's context, the table of signers.
+(`client.upload_part(..., PayloadSHA256=...)`), and leaves all others to botocore. What it builds on is
+botocore's own: events, the request's context, and its table of signers (which no documentation promises).
 """
 
 from __future__ import annotations

@@ -236,7 +236,7 @@ def test_file_altered_after_it_was_hashed_is_refused_and_leaves_nothing(
     source.write_bytes(bytes(size_bytes))
     digests = digest_file(source)
     source.write_bytes(bytes(size_bytes - 1) + b"x")
-    with pytest.raises(StoreUnavailable, match="BadDigest"):
+    with pytest.raises(StoreUnavailable, match="XAmzContentSHA256Mismatch"):
         store.put_file("objects/blob", source, digests)
     assert (keys(store), store.leftovers("")) == ([], [])
 

@@ -48,6 +48,7 @@ class ScriptedGangs:
         self.killed: list[str] = []
         self.certified: list[str] = []
         self.survivors: list[int] = []
+        self.also: dict[str, Any] = {}  # what else a sweep finds
         self.register = Register()
         self.during_poll: Callable[[], None] = lambda: None
 
@@ -79,7 +80,7 @@ class ScriptedGangs:
         assert plan.job in self.killed, "nobody may be swept away whose agent could still start something"
         self.certified.append(plan.job)
         fault = {"rank": None, "code": None}
-        said = {"fault": fault, "message": "swept", "survivors": self.survivors}
+        said = {"fault": fault, "message": "swept", "survivors": self.survivors, **self.also}
         return {"node_rank": node_rank, "outcomes": [], **said}
 
 
@@ -301,6 +302,16 @@ def test_process_that_survives_its_attempt_holds_the_next_one_back(world: World)
     assert [e["action"] for e in world.store.events("j")].count("teardown_incomplete") == 1
     world.gangs.survivors = []
     world.tick_until(lambda: world.state() is State.BACKOFF)
+
+
+def test_master_port_that_a_stranger_took_holds_the_next_attempt_up_for_half_a_minute_only(world: World) -> None:
+    world.launched()
+    world.gangs.also = {"port_free": False, "at": world.clock()}
+    world.gangs.views["j"] = [report(ended=ended(1, **world.gangs.also))]
+    world.tick_until(lambda: len(world.gangs.certified) > 2)
+    assert world.store.attempt("j", 1).ended_at is None
+    world.clock.now += 31
+    world.tick_until(lambda: world.store.attempt("j", 1).ended_at is not None)
 
 
 def test_grace_counts_from_when_the_workers_were_told(world: World) -> None:
