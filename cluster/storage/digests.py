@@ -73,7 +73,7 @@ def _digest(source: _Source, part_bytes: int) -> FileDigests:
     whole = hashlib.sha256()
     parts: list[hashlib._Hash] = []
     size_bytes = 0
-    free = [bytearray(_BLOCK) for _ in range(_NUM_BLOCKS)]
+    free, num_blocks = [bytearray(_BLOCK)], 1  # more as they are needed: most files are small
     taken: deque[tuple[bytearray, Future[None]]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="digest") as pool:
         while block := _read(source, buffer := free.pop()):
@@ -87,7 +87,10 @@ def _digest(source: _Source, part_bytes: int) -> FileDigests:
                 free.append(buffer)
             whole.update(block)
             size_bytes += len(block)
-            if not free:
+            if not free and num_blocks < _NUM_BLOCKS:
+                free.append(bytearray(_BLOCK))
+                num_blocks += 1
+            elif not free:
                 buffer, hashed = taken.popleft()
                 hashed.result()
                 free.append(buffer)
