@@ -24,7 +24,7 @@ class Hands:
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster, self.folder = cluster, cluster.folder / "asked"
-        self.folder.mkdir()
+        self.folder.mkdir(exist_ok=True)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="hands")
         self.done: list[str] = []
