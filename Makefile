@@ -12,8 +12,8 @@ setup: ## make .venv with the locked dependencies and this repository
 demo: setup ## train ReXNet on the digits, be preempted half-way, resume, finish (about 3 minutes)
 	@$(BIN)/rexctl demo
 
-test: setup ## run every test that this machine can run, two at a time; what it cannot is listed at the end
-	@$(BIN)/python -m pytest -n 2 $(ARGS)
+test: setup ## run every test that this machine can run, three at a time; what it cannot is listed at the end
+	@$(BIN)/python -m pytest -n 3 $(ARGS)
 
 check: setup ## lint, format, types, import direction
 	@$(BIN)/ruff check .

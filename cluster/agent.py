@@ -24,7 +24,7 @@ from cluster.ending import ENV_SUPERVISES, blank_record, failed, outcomes_on_dis
 from cluster.endpoint import HeldPort, choose, hold_port, interfaces
 from cluster.launch import LaunchPlan
 from cluster.lease import Lease, boottime
-from cluster.lines import read_lines
+from cluster.link import read_lines
 from cluster.readiness import why_not_ready, with_code
 from cluster.register import HeadRegister
 from cluster.released import START_FILE, released, start_facts

@@ -32,6 +32,7 @@ from cluster.hang import HangWatch
 from cluster.last_words import OomCount
 from cluster.launch import LaunchPlan
 from cluster.lease import boottime
+from cluster.link import Link
 from cluster.logs import NODE_LOGS, SCHEDULER_LOG, LogKeeper, log_path, worker_log
 from cluster.msrun import MsrunCommand, build_msrun
 from cluster.processes import die_with_parent, end_by_environment
@@ -45,7 +46,6 @@ _METER_S = 1.0  # how often a rank's work is looked at
 _ALIVE_S = 1.0  # how often the agent hears from a supervisor that has nothing to say
 _SCHEDULER_GRACE_S = 15.0  # from the last worker's good end to that of msrun's scheduler process
 _SO_PASSCRED, _SCM_CREDENTIALS = 16, 2  # Linux; socket.SO_PASSCRED is there from Python 3.11 only
-_BACKLOG_BYTES = 1 << 20  # of unread lines to the agent, beyond which heartbeats are dropped
 
 PEER_HANGS = "peer_hangs"  # why the agent of another node asks for the end: the stacks are wanted first
 
@@ -61,42 +61,6 @@ def namespace_prefix(mode: str) -> tuple[str, ...]:
     prefix = (unshare, "--pid", "--fork", "--kill-child", "--mount-proc")
     probe = subprocess.run([*prefix, "true"], capture_output=True, check=False)
     return prefix if probe.returncode == 0 else ()
-
-
-class Link:
-    """JSON lines to and from the agent. Heartbeats may be dropped when the agent does not read; the rest waits."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        self.sock, self._in, self._out, self.closed = sock, b"", b"", False
-
-    def send(self, message: dict[str, Any]) -> None:
-        if message["kind"] == "heartbeat" and len(self._out) > _BACKLOG_BYTES:
-            return
-        self._out += json.dumps(message).encode() + b"\n"
-        self.flush()
-
-    def flush(self) -> None:
-        try:
-            while self._out and not self.closed:
-                self._out = self._out[self.sock.send(self._out) :]
-        except BlockingIOError:
-            return
-        except OSError:
-            self.closed = True
-
-    def receive(self) -> list[dict[str, Any]]:
-        try:
-            data = self.sock.recv(65536)
-        except BlockingIOError:
-            return []
-        except OSError:
-            data = b""
-        if not data:
-            self.closed = True
-            return []
-        *lines, self._in = (self._in + data).split(b"\n")
-        return [json.loads(line) for line in lines]
 
 
 class Supervisor:

@@ -114,9 +114,9 @@ class Hosts:
             (own / name).mkdir(parents=True, exist_ok=True)
         ready = own / "booted"
         ready.unlink(missing_ok=True)
-        script = (
+        script = (  # bash stays: the first process buries orphans
             f"set -e; hostname rexhost{host}; mount -t tmpfs -o size=2g tmpfs /dev/shm; {self._keep(own / 'tmp')}"
-            f"mount --rbind '{own / 'tmp'}' /tmp; touch '{ready}'; exec sleep infinity"
+            f"mount --rbind '{own / 'tmp'}' /tmp; touch '{ready}'; sleep infinity & wait"
         )
         space = ["ip", "netns", "exec", f"rexhost{host}"]
         spaces = ["unshare", "--pid", "--mount", "--ipc", "--uts", "--fork", "--kill-child", "--mount-proc"]

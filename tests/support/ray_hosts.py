@@ -39,6 +39,7 @@ class Cluster:
         self.hosts.start(1, [*head, f"--node-ip-address={first}"], self.folder / "ray-1.log", QUIET)
         for host in range(2, self.hosts.count + 1):
             self.join(host)
+            self._wait_for_ray(host)  # one by one: Ray gives up when its processes take 30 s to start
         self.rexctl("up")
         self.wait_for_nodes(self.hosts.count)
 
@@ -47,6 +48,13 @@ class Cluster:
         node = [RAY, "start", "--block", f"--address={self.hosts.address(1)}:6379", "--num-cpus=2"]
         address = f"--node-ip-address={self.hosts.address(host)}"
         self.hosts.start(host, [*node, address], self.folder / f"ray-{host}.log", QUIET)
+
+    def _wait_for_ray(self, host: int) -> None:
+        log = self.folder / f"ray-{host}.log"
+        deadline = time.monotonic() + 90
+        while "Ray runtime started" not in log.read_text(errors="replace"):
+            assert time.monotonic() < deadline, log.read_text(errors="replace")
+            time.sleep(0.2)
 
     def renew(self, host: int) -> None:
         """Boot a host anew, whatever state it is in, and have its Ray node join again."""
@@ -104,8 +112,8 @@ class Cluster:
         return self.wait(job, lambda s: s["state"] in ("succeeded", "failed", "cancelled"))
 
     def left_over(self) -> list[str]:
-        """Command lines of the counting program on any host."""
-        hosts = range(1, self.hosts.count + 1)
+        """Command lines of the counting program on any host that is up: one that is down has no process."""
+        hosts = [host for host in range(1, self.hosts.count + 1) if self.hosts.is_up(host)]
         return [args for host in hosts for args in self.hosts.processes(host) if "counting_program" in args]
 
     def record(self, job: str, attempt: int, node_rank: int, name: str) -> dict[str, Any]:
