@@ -74,7 +74,7 @@ class Training:
         import numpy as np
         from mindspore import Tensor
 
-        from cluster.storage.checkpoints import CheckpointStore
+        from cluster.storage.chain.checkpoints import CheckpointStore
         from cluster.storage.directory import DirectoryStore
         from rexnet.checkpoint import CheckpointWriter
         from rexnet.model import create_model

@@ -25,17 +25,17 @@ from ray.exceptions import (
 from ray.util import get_placement_group, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from cluster import code, preflight
-from cluster.agent import NAMESPACE, Agent, agent_name
-from cluster.ending import certify
 from cluster.launch import LaunchPlan
+from cluster.node.agent import NAMESPACE, Agent, agent_name
+from cluster.node.ending import certify
+from cluster.preflight import code, facts
 from cluster.register import HeadRegister, translated
 from jobs import ascend
 from jobs.errors import ClusterUnreachable
 
 _POLL_S = 2.0
 
-for _module in (ascend, preflight, code):  # what they hold is to run on nodes that have an older one of them, or none
+for _module in (ascend, facts, code):  # what they hold is to run on nodes that have an older one of them, or none
     ray.cloudpickle.register_pickle_by_value(_module)
 
 
@@ -66,7 +66,7 @@ class NodeView:
 
 
 def _call_fault(what: str, *arguments: Any) -> Any:
-    from cluster import faults
+    from cluster.chaos import faults
 
     return getattr(faults, what)(*arguments)
 
@@ -206,20 +206,20 @@ class Gangs:
     def answers(self, node_id: str, timeout_s: float = 10.0) -> bool:
         """Does a task on that very node come back?"""
         try:
-            ray.get(_task_on(preflight.incarnation, node_id).remote(), timeout=timeout_s)
+            ray.get(_task_on(facts.incarnation, node_id).remote(), timeout=timeout_s)
         except (RayError, ConnectionError, TimeoutError):
             return False
         return True
 
     @translated
     def on_node(self, node_id: str, what: str, *arguments: Any, timeout_s: float = 60.0) -> Any:
-        """Call a function of `cluster.faults` on that very node."""
+        """Call a function of `cluster.chaos.faults` on that very node."""
         return ray.get(_task_on(_call_fault, node_id).remote(what, *arguments), timeout=timeout_s)
 
     @translated
     def preflight(self, node_id: str, work_root: str) -> Future[dict[str, Any]]:
-        """What `cluster.preflight.facts` sees on that very node; ClusterUnreachable from the future if it cannot."""
-        return _future(_task_on(preflight.facts, node_id).remote(work_root), "the preflight")
+        """What `preflight.facts.gather` sees on that very node; ClusterUnreachable from the future if it cannot."""
+        return _future(_task_on(facts.gather, node_id).remote(work_root), "the preflight")
 
     @translated
     def bring_code(self, node_id: str, ours: code.Code, work_root: str) -> Future[str]:

@@ -1,6 +1,6 @@
 """The checkpoint manifest: the one small object whose existence makes a checkpoint.
 
-Made in one place (`cluster.storage.checkpoints.commit`) and read through one function (`parse`).
+Made in one place (`cluster.storage.chain.checkpoints.commit`) and read through one function (`parse`).
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.storage import ObjectStore, open_store
-from cluster.storage.reader import CheckpointReader
-from cluster.storage.survey import newest_attempt
+from cluster.storage.chain.reader import CheckpointReader
+from cluster.storage.chain.survey import newest_attempt
 from jobs.errors import ConflictError, NotFoundError, SpecError, StoreUnavailable
 from jobs.manifest import PREFIX
 from orchestrator.store import JobRow, Store

@@ -9,9 +9,9 @@ import re
 from dataclasses import dataclass
 
 from cluster.storage import ObjectStore
-from cluster.storage.reader import Listed
-from cluster.storage.records import read_sealed
-from cluster.storage.survey import read_each, survey_store
+from cluster.storage.chain.reader import Listed
+from cluster.storage.chain.records import read_sealed
+from cluster.storage.chain.survey import read_each, survey_store
 from jobs.errors import CorruptCheckpoint, NotFoundError, SpecError
 from jobs.manifest import FileEntry, Manifest, manifest_name, parse_name, parse_object
 from orchestrator.chains import Chain

@@ -13,8 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from cluster.storage.chain.records import sealed_manifest
 from cluster.storage.digests import digest_file
-from cluster.storage.records import sealed_manifest
 from jobs.contract import Exit
 from jobs.errors import CorruptCheckpoint, SpecError, StackError
 from jobs.files import STATE

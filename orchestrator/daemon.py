@@ -19,7 +19,7 @@ from types import FrameType
 
 from filelock import FileLock, Timeout
 
-from cluster.processes import die_with_parent
+from cluster.node.processes import die_with_parent
 from jobs.errors import ClusterUnreachable, RetryableError
 from orchestrator.settings import Home
 from orchestrator.stack import Stack, end_orphans

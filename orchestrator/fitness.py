@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from cluster.code import Code, read_code
-from cluster.preflight import installed_packages, lock_digest
+from cluster.preflight.code import Code, read_code
+from cluster.preflight.facts import installed_packages, lock_digest
 from jobs import ascend
 from orchestrator.settings import Home
 

@@ -21,7 +21,7 @@ _SECTOR = 512  # the unit of st_blocks
 def growing(target: Path, on_bytes: Callable[[int], None]) -> Iterator[None]:
     """Tells `on_bytes`, from a thread of its own, how many bytes have come of a download to `target`.
 
-    It is written beside, as `.<name>.*.tmp`, before it gets its name (`cluster.storage.content`). Counts what is
+    It is written beside, as `.<name>.*.tmp`, before it gets its name (`cluster.storage.chain.content`). Counts what is
     written, not how far: a file whose parts come in any order has holes.
     """
     done = threading.Event()

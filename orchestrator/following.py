@@ -10,7 +10,7 @@ from typing import Any
 
 from cluster.gang import Gangs, NodeView
 from cluster.lease import Watch
-from cluster.verdict import START_TIMEOUT, judge
+from cluster.outcome.verdict import START_TIMEOUT, judge
 from jobs.budgets import Cause
 from jobs.manifest import parse_name
 from jobs.states import AttemptEnded, Effect, State, StopRequested, WorkersReported

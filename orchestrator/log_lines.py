@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.logs import NODE_LOGS, SCHEDULER_LOG, Chunk, worker_log
+from cluster.logs.files import NODE_LOGS, SCHEDULER_LOG, Chunk, worker_log
 from jobs.errors import NotFoundError, SpecError
 
 _LONGEST_BYTES = 1 << 20  # a line that does not end by then is given out in parts

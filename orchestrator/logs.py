@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cluster.attempt_folders import shipping_result
-from cluster.logs import Chunk, FolderLogs
+from cluster.logs.attempt_folders import shipping_result
+from cluster.logs.files import Chunk, FolderLogs
 from jobs.errors import IntegrityError, NotFoundError, ObjectNotFound, RetryableError
 from orchestrator.log_lines import LineReader, Wanted
 from orchestrator.store import AttemptRow, JobRow, Store
 
 if TYPE_CHECKING:
-    from cluster.remote_logs import RemoteNodes
+    from cluster.logs.remote import RemoteNodes
 
 _POLL_S = 0.3
 _AGAIN_S = 3.0  # between two tries to reach a node that does not answer
@@ -44,7 +44,7 @@ class Line:
 
 
 class Logs(Protocol):
-    """What all sources have: `cluster.logs.FolderLogs`, `cluster.shipped.ShippedLogs`, `cluster.remote_logs`."""
+    """What all sources have: `FolderLogs`, `ShippedLogs` and `RemoteLogs` of `cluster.logs`."""
 
     def read(self, offsets: Mapping[str, int], max_bytes: int) -> dict[str, Chunk]: ...
 
@@ -126,7 +126,7 @@ class NodeLogs:
         return FolderLogs(self._directory)
 
     def _shipped(self) -> Logs:
-        from cluster.shipped import ShippedLogs
+        from cluster.logs.shipped import ShippedLogs
         from cluster.storage import open_store
 
         store = open_store(

@@ -1,8 +1,8 @@
 """The census: every node of the cluster is looked at before it is used, and again now and then.
 
 The looking is done by tasks on the nodes; the loop asks and collects and never waits. A node whose packages of ours
-are not the control plane's gets these brought (`cluster.code`). What was seen is in the store; what is kept beside it
-may be lost without harm.
+are not the control plane's gets these brought (`cluster.preflight.code`). What was seen is in the store; what is
+kept beside it may be lost without harm.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from cluster.processes import end_by_environment
+from cluster.node.processes import end_by_environment
 from jobs.budgets import Cause
 from jobs.contract import ENV_TOKEN
 from jobs.errors import ConflictError, StackError

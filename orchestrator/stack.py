@@ -19,7 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from cluster.processes import (
+from cluster.node.processes import (
     descendants,
     end_by_environment,
     end_family,

@@ -16,7 +16,7 @@ def straggler(ranks: Sequence[dict[str, Any]], hosts: Sequence[str], workers_per
     """{"rank", "host", "work_s", "others_s"} of the rank that works longest a step, if it stands out; else None.
 
     Args:
-        ranks: the newest heartbeats, with the supervisor's "work_s" (see `cluster.work`).
+        ranks: the newest heartbeats, with the supervisor's "work_s" (see `cluster.node.work`).
         hosts: by node rank.
     """
     work = {beat["rank"]: beat["work_s"] for beat in ranks if beat.get("work_s") and beat["phase"] == Phase.TRAINING}

@@ -107,7 +107,7 @@ def resolve_init_from(spec: JobSpec, store: Store | None) -> dict[str, Any] | No
 
 def _manifest_at(source: JobRow, step: int) -> dict[str, str]:
     from cluster.storage import open_store
-    from cluster.storage.checkpoints import CheckpointStore
+    from cluster.storage.chain.checkpoints import CheckpointStore
 
     checkpoints = CheckpointStore(open_store(source.store_uri), source.id)
     newest = checkpoints.load(source.checkpoint["manifest"]) if source.checkpoint else None

@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from cluster.ending import certify
 from cluster.gang import Gangs, NodeView
 from cluster.launch import LaunchPlan
 from cluster.lease import Watch
-from cluster.released import left
+from cluster.node.ending import certify
+from cluster.node.released import left
 from jobs.errors import ClusterUnreachable
 from orchestrator.provider import Provider
 from orchestrator.store import AttemptRow, JobRow, Store

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cluster.storage.content import verified_download
+from cluster.storage.chain.content import verified_download
 from jobs.errors import CorruptCheckpoint
 from jobs.manifest import FileEntry
 from orchestrator.chains import Chain

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cluster.storage import open_store
-from cluster.storage.checkpoints import CheckpointStore
+from cluster.storage.chain.checkpoints import CheckpointStore
 from jobs.certificate import FILE, START, Difference, Entry, first_difference, from_lines
 from jobs.errors import CorruptCheckpoint, NotFoundError
 from orchestrator.store import JobRow

@@ -22,7 +22,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
-from cluster.storage.checkpoints import CheckpointStore
+from cluster.storage.chain.checkpoints import CheckpointStore
 from jobs import certificate
 from jobs.errors import CorruptCheckpoint, IntegrityError, RetryableError, SpecError, StoreUnavailable
 from jobs.files import METRICS, STATE

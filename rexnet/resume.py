@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cluster.storage import open_store
-from cluster.storage.checkpoints import CheckpointStore, Start
+from cluster.storage.chain.checkpoints import CheckpointStore, Start
 from jobs.contract import ENV_ATTEMPT, ENV_INIT_FROM, ENV_MUST_RESUME
 from jobs.errors import CorruptCheckpoint, SpecError
 from jobs.files import STATE

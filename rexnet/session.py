@@ -18,7 +18,7 @@ import numpy as np
 from mindspore import Tensor
 
 from cluster.storage import open_store
-from cluster.storage.checkpoints import CheckpointStore
+from cluster.storage.chain.checkpoints import CheckpointStore
 from cluster.storage.probe import probe
 from jobs.certificate import START
 from jobs.contract import ENV_COMMIT_PROTOCOL, ENV_DRAIN_GRACE, ENV_JOB, ENV_MLFLOW_RUN, ENV_STORE, Phase

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cluster.storage import open_store
-from cluster.storage.checkpoints import CheckpointStore
+from cluster.storage.chain.checkpoints import CheckpointStore
 from jobs.contract import Exit
 from jobs.errors import IntegrityError, RexError, StoreUnavailable, TrackingUnavailable, UserError
 from jobs.manifest import Manifest

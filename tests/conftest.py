@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from cluster.processes import descendants, end_by_environment, find_by_environment
+from cluster.node.processes import descendants, end_by_environment, find_by_environment
 from tests.conformance.backends import Backend, MotoServer, aws_environment, make_bucket
 from tests.support import schedule
 from tests.support.radosgw import ACCESS_KEY, SECRET_KEY, RadosGateway, missing_for_radosgw

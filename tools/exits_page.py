@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import signal
 
-from cluster.exits import TABLE, Rule
+from cluster.outcome.exits import TABLE, Rule
 
 _HEAD = """# What an end means
 
-Written by `make docs` from the table in `cluster/exits.py`; a test compares the two, and another runs the table on
-recorded ends (`tests/unit/recorded/exits`).
+Written by `make docs` from the table in `cluster/outcome/exits.py`; a test compares the two, and another runs the table
+on recorded ends (`tests/unit/recorded/exits`).
 
 Every rank runs under a small shim that keeps its exit code or signal, its last lines, and whether the kernel killed
 processes for memory meanwhile: in the rank's cgroup (`memory.events`, or `memory.oom_control` of cgroup v1), on the

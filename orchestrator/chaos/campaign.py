@@ -11,7 +11,7 @@ from typing import Any
 
 from cluster.gang import Gangs
 from cluster.storage import open_store
-from cluster.storage.checkpoints import CheckpointStore
+from cluster.storage.chain.checkpoints import CheckpointStore
 from jobs.errors import ClusterUnreachable, NotFoundError, RetryableError, RexError, StackError
 from jobs.spec import JobSpec, build_spec
 from orchestrator.chaos.oracle import Evidence, verdict
@@ -184,7 +184,7 @@ def canary_spec(canary: Canary, steps: int) -> JobSpec:
         {
             "name": "canary",
             "gang": {"nodes": canary.nodes, "workers_per_node": canary.workers_per_node},
-            "program": {"module": "cluster.canary", "args": [str(word) for word in arguments]},
+            "program": {"module": "cluster.chaos.canary", "args": [str(word) for word in arguments]},
             "retry": {"backoff_s": 0.5},
             "limits": {"hang_s": max(5.0, 20 * canary.step_s)},
         },

@@ -19,7 +19,7 @@ class Evidence:
     state: str
     detail: str
     attempts: tuple[dict[str, Any], ...]  # as in `rexctl status --json`
-    looks: tuple[dict[str, Any], ...]  # cluster.faults.look of each host that could be asked
+    looks: tuple[dict[str, Any], ...]  # cluster.chaos.faults.look of each host that could be asked
     chain: tuple[str, ...]  # problems of the checkpoint chain, none if it is whole
     digest: str | None  # of the last checkpoint's certificate and files
     expected_digest: str | None  # of an undisturbed run

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.gang import Gangs
-from cluster.processes import is_alive, started_at
+from cluster.node.processes import is_alive, started_at
 from jobs.errors import SpecError
 from orchestrator.chaos.plan import KINDS, Fault, Plan
 from orchestrator.stack import Stack

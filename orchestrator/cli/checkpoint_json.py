@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.checkpoints import Found, shared_with
 
 if TYPE_CHECKING:
-    from cluster.storage.gc import Collected
+    from cluster.storage.chain.gc import Collected
     from jobs.retention import Retention
     from orchestrator.verdicts import Verdict
 

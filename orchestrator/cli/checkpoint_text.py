@@ -11,7 +11,7 @@ from jobs.manifest import PREFIX
 from orchestrator.cli.progress import size
 
 if TYPE_CHECKING:
-    from cluster.storage.gc import Collected
+    from cluster.storage.chain.gc import Collected
     from orchestrator.checkpoints import Found
     from orchestrator.verdicts import Verdict
 

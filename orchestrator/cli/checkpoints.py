@@ -205,7 +205,7 @@ def gc(
     kept. With one, the rest goes; the newest that verifies and the one that the newest attempt started from always
     stay. Manifests and the run's record stay in any case.
     """
-    from cluster.storage.gc import collect
+    from cluster.storage.chain.gc import collect
     from jobs.retention import Retention
     from orchestrator.cli import checkpoint_json, checkpoint_text
 

@@ -12,7 +12,7 @@ import typer
 from orchestrator.cli.common import HomeOption, JobArgument, open_stack, open_store, say
 
 if TYPE_CHECKING:
-    from cluster.remote_logs import RemoteNodes
+    from cluster.logs.remote import RemoteNodes
     from orchestrator.logs import Line
 
 _COLOURS = (36, 33, 32, 35, 34, 31, 96, 93, 92, 95, 94, 91)  # of ranks, in turns
@@ -51,7 +51,7 @@ def command(  # noqa: PLR0917 - typer's way to say options
 
     @cache
     def remote() -> RemoteNodes:
-        from cluster.remote_logs import RemoteNodes
+        from cluster.logs.remote import RemoteNodes
 
         return RemoteNodes(stack.ray_address)
 

@@ -17,7 +17,7 @@ def dry_run(jobfile: Path, home: str | None) -> None:
     """Print what would be started: the validated job and each node's msrun command."""
     from dataclasses import replace
 
-    from cluster.msrun import build_msrun
+    from cluster.node.msrun import build_msrun
     from orchestrator.effects import build_launch
     from orchestrator.preview import preview_rows
     from orchestrator.submit import read_spec

@@ -10,7 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from cluster.processes import descendants, find_by_environment, is_alive, started_at
+from cluster.node.processes import descendants, find_by_environment, is_alive, started_at
 from tests.support.rex import SECRET, Rex, counting_spec
 
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.storage import ObjectStore
-from cluster.storage.checkpoints import CheckpointStore
-from cluster.storage.content import verify_blob
-from cluster.storage.gc import collect
-from cluster.storage.retired import intend
+from cluster.storage.chain.checkpoints import CheckpointStore
+from cluster.storage.chain.content import verify_blob
+from cluster.storage.chain.gc import collect
+from cluster.storage.chain.retired import intend
 from jobs.errors import CorruptCheckpoint, ObjectNotFound
 from jobs.manifest import FileEntry, Manifest
 from jobs.retention import Retention

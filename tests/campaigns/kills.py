@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.storage import open_store
-from cluster.storage.checkpoints import CheckpointStore
-from cluster.storage.gc import collect
+from cluster.storage.chain.checkpoints import CheckpointStore
+from cluster.storage.chain.gc import collect
 from jobs.manifest import OBJECT_PREFIX, Manifest
 from jobs.retention import Retention
 from tests.support.chains import committed, make_commit

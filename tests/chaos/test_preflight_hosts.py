@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from cluster.code import read_code
-from cluster.preflight import PACKAGES, installed_folders
+from cluster.preflight.code import read_code
+from cluster.preflight.facts import PACKAGES, installed_folders
 from orchestrator.store import Store
 from tests.support import hosts as hosts_support
 from tests.support.hosts import Hosts
@@ -91,7 +91,7 @@ def older_code(folder: Path) -> str:
     ignore = shutil.ignore_patterns("__pycache__", "lib")
     for name, installed in installed_folders().items():
         shutil.copytree(installed, folder / "older" / name, ignore=ignore)
-    for path in ("jobs/contract.py", "cluster/agent.py", "cluster/supervisor.py"):
+    for path in ("jobs/contract.py", "cluster/node/agent.py", "cluster/node/supervisor.py"):
         (folder / "older" / path).write_text("raise ImportError('this is the older code')\n")
     return str(folder / "older")
 

@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from cluster.storage import ObjectInfo, ObjectStore
-from cluster.storage.checkpoints import CheckpointStore
-from cluster.storage.gc import collect
+from cluster.storage.chain.checkpoints import CheckpointStore
+from cluster.storage.chain.gc import collect
 from jobs.chain import parse_pin_name
 from jobs.errors import AlreadyExistsError, FencedError, StoreUnavailable
 from jobs.manifest import Manifest

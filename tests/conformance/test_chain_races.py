@@ -10,10 +10,10 @@ import pytest
 
 from cluster.storage import ObjectStore
 from cluster.storage.base import Leftover
-from cluster.storage.checkpoints import CheckpointStore, Start
-from cluster.storage.gc import Collected, collect
-from cluster.storage.reader import CheckpointReader
-from cluster.storage.retired import decide_to_delete, intend
+from cluster.storage.chain.checkpoints import CheckpointStore, Start
+from cluster.storage.chain.gc import Collected, collect
+from cluster.storage.chain.reader import CheckpointReader
+from cluster.storage.chain.retired import decide_to_delete, intend
 from jobs.errors import CorruptCheckpoint, StoreUnavailable
 from jobs.manifest import Manifest
 from jobs.retention import Retention

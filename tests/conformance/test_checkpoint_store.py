@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from cluster.storage import ObjectStore
-from cluster.storage.checkpoints import CheckpointStore
-from cluster.storage.seal import seal
+from cluster.storage.chain.checkpoints import CheckpointStore
+from cluster.storage.chain.seal import seal
 from jobs.chain import pin_name
 from jobs.errors import (
     AlreadyExistsError,

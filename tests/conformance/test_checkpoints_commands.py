@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from cluster.storage import ObjectStore
-from cluster.storage.checkpoints import CheckpointStore
+from cluster.storage.chain.checkpoints import CheckpointStore
 from jobs.files import STATE
 from jobs.manifest import Manifest
 from jobs.spec import build_spec

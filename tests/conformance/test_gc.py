@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from cluster.storage import ObjectStore
-from cluster.storage.checkpoints import CheckpointStore, Start
-from cluster.storage.gc import Collected, collect
+from cluster.storage.chain.checkpoints import CheckpointStore, Start
+from cluster.storage.chain.gc import Collected, collect
 from jobs.errors import CorruptCheckpoint, SpecError, StoreUnavailable, UnknownManifest
 from jobs.manifest import OBJECT_PREFIX, Manifest
 from jobs.retention import Retention

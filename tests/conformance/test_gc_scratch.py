@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from cluster.storage import ObjectStore
-from cluster.storage.checkpoints import CheckpointStore
+from cluster.storage.chain.checkpoints import CheckpointStore
+from cluster.storage.chain.gc import Collected, collect
 from cluster.storage.doctor import examine
-from cluster.storage.gc import Collected, collect
 from cluster.storage.probe import probe
 from jobs.errors import ObjectNotFound, StoreUnavailable
 from jobs.manifest import Manifest

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.binding import problem
-from cluster.last_words import _cgroup_file
+from cluster.node.binding import problem
+from cluster.outcome.last_words import _cgroup_file
 from orchestrator.settings import Home
 from tests.support.record_exits import PROGRAM, limited_cgroup
 from tests.support.rex import Rex

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from cluster.processes import is_alive
+from cluster.node.processes import is_alive
 from cluster.storage import open_store
-from cluster.storage.checkpoints import CheckpointStore
+from cluster.storage.chain.checkpoints import CheckpointStore
 from tests.support.rex import Rex, counting_spec
 
 STEPS = 130

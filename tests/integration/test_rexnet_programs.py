@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import yaml
 
-from cluster.processes import find_by_environment
+from cluster.node.processes import find_by_environment
 from jobs.contract import Exit
 from rexnet import export, predict, validate
 from rexnet.data.digits import write_digits

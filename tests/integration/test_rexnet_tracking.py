@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cluster.storage import open_store
-from cluster.storage.checkpoints import CheckpointStore
+from cluster.storage.chain.checkpoints import CheckpointStore
 from rexnet.journal import Point, to_lines
 from rexnet.tracking import Tracker, main
 

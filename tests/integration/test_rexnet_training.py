@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster.storage import open_store
-from cluster.storage.checkpoints import CheckpointStore
+from cluster.storage.chain.checkpoints import CheckpointStore
 from jobs.certificate import START
 from jobs.manifest import Manifest
 from rexnet.data.digits import write_digits

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.storage import open_store
-from cluster.storage.checkpoints import CheckpointStore
+from cluster.storage.chain.checkpoints import CheckpointStore
 from jobs import certificate
 from jobs.manifest import Manifest
 from rexnet.data.digits import write_digits

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.storage.checkpoints import CheckpointStore
+from cluster.storage.chain.checkpoints import CheckpointStore
 from jobs.manifest import Manifest
 
 

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from cluster.storage import open_store
-from cluster.storage.checkpoints import CheckpointStore
+from cluster.storage.chain.checkpoints import CheckpointStore
 from jobs import certificate, contract
 from jobs.contract import Exit, Heartbeat, HeartbeatSender, Phase, Report, write_report
 from jobs.errors import CorruptCheckpoint, FencedError, StoreUnavailable

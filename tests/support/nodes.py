@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cluster.code import Code
+from cluster.preflight.code import Code
 from orchestrator.fitness import Wanted
 
 PACKAGES = {
@@ -24,7 +24,7 @@ WANTED = Wanted(
 
 
 def facts(**changes: Any) -> dict[str, Any]:
-    """What `cluster.preflight.facts` sees on a node that is as it should be."""
+    """What `cluster.preflight.facts.facts` sees on a node that is as it should be."""
     return {
         "host": "h1",
         "incarnation": "boot/1",

@@ -87,7 +87,7 @@ class Cluster:
         spec = {
             "name": "canary",
             "gang": {"nodes": nodes, "workers_per_node": 1},
-            "program": {"module": "cluster.canary", "args": [str(argument) for argument in arguments]},
+            "program": {"module": "cluster.chaos.canary", "args": [str(argument) for argument in arguments]},
             "retry": {"backoff_s": 0.2},
         }
         path = self.folder / "canary.yaml"

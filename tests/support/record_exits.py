@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.endpoint import hold_port
 from cluster.launch import LaunchPlan
-from cluster.msrun import build_msrun
-from cluster.processes import die_with_parent, end_by_environment
+from cluster.node.endpoint import hold_port
+from cluster.node.msrun import build_msrun
+from cluster.node.processes import die_with_parent, end_by_environment
 from jobs.contract import ENV_TOKEN
 
 FOLDER = Path(__file__).resolve().parents[1] / "unit" / "recorded" / "exits"
@@ -123,7 +123,7 @@ class Run:
 @contextmanager
 def limited_cgroup(mib: int) -> Iterator[Path]:
     """A memory cgroup (v1 or v2, below our own) with a limit; needs root."""
-    from cluster.last_words import _cgroup_file
+    from cluster.outcome.last_words import _cgroup_file
 
     ours = _cgroup_file()
     assert ours is not None

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from cluster.processes import find_by_environment
+from cluster.node.processes import find_by_environment
 from orchestrator.settings import Home
 from orchestrator.stack import ENV_STACK, Stack
 from orchestrator.store import Store

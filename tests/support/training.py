@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cluster.processes import end_by_environment
+from cluster.node.processes import end_by_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "rexnet" / "train.py"

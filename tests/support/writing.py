@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.storage.checkpoints import CheckpointStore
+from cluster.storage.chain.checkpoints import CheckpointStore
 from cluster.storage.digests import FileDigests
 from cluster.storage.directory import DirectoryStore
 from jobs import certificate

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from cluster.code import Code
 from cluster.gang import Gangs
+from cluster.preflight.code import Code
 from jobs.budgets import Cause
 from jobs.errors import ClusterUnreachable, SpecError
 from jobs.spec import build_spec

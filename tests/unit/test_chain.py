@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.storage.lineage import parents_of
+from cluster.storage.chain.lineage import parents_of
 from jobs.chain import lineage, live, parse_pin_name, pin_name
 from jobs.errors import CorruptCheckpoint
 from jobs.manifest import manifest_name

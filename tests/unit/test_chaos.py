@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from cluster import faults as node_faults
-from cluster.canary import advance, state_after
-from cluster.processes import is_alive
+from cluster.chaos import faults as node_faults
+from cluster.chaos.canary import advance, state_after
+from cluster.node.processes import is_alive
 from jobs.errors import SpecError
 from orchestrator.chaos.campaign import Trial
 from orchestrator.chaos.oracle import Evidence, overlaps, verdict

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from cluster.storage import ObjectStore, open_store
-from cluster.storage.checkpoints import CheckpointStore
+from cluster.storage.chain.checkpoints import CheckpointStore
+from cluster.storage.chain.gc import collect
+from cluster.storage.chain.records import read_manifest, sealed_manifest
 from cluster.storage.directory import DirectoryStore
-from cluster.storage.gc import collect
-from cluster.storage.records import read_manifest, sealed_manifest
 from jobs.budgets import Cause
 from jobs.errors import StoreUnavailable
 from jobs.manifest import Manifest

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cluster.endpoint import (
+from cluster.node.endpoint import (
     HeldPort,
     Interface,
     candidate_ports,
@@ -21,7 +21,7 @@ from cluster.endpoint import (
     interfaces,
     port_is_free,
 )
-from cluster.released import START_FILE, left, released
+from cluster.node.released import START_FILE, left, released
 from jobs.errors import SpecError
 
 LOOP, ETH0, ETH1 = Interface("lo", "127.0.0.1"), Interface("eth0", "10.0.0.5"), Interface("eth1", "192.168.7.5")
@@ -145,14 +145,14 @@ def answers(*texts: str) -> Any:
 
 
 def test_device_is_waited_for_until_the_driver_lets_it_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.released._LOOK_S", 0.0)
+    monkeypatch.setattr("cluster.node.released._LOOK_S", 0.0)
     free = SMI.replace("| 2       0                 | 1333928       |", "| No running processes found in NPU 2      |")
     record = released(start(tmp_path, 1, [2, 3]), 1, ask=answers(SMI, SMI, free))
     assert record["devices_busy"] == {} and left(record) == {}
 
 
 def test_device_that_stays_held_is_named_with_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.released._WAIT_S", 0.0)
+    monkeypatch.setattr("cluster.node.released._WAIT_S", 0.0)
     record = released(start(tmp_path, 1, [2, 3]), 1, ask=lambda: SMI)
     assert left(record) == {"devices": {"2": [1333928]}}
     assert left(released(start(tmp_path, 1, [3]), 1, ask=lambda: SMI)) == {}  # not our device

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cluster.exits import TABLE, Kind, explain
-from cluster.last_words import OomCount, _cgroup_file, last_words
+from cluster.outcome.exits import TABLE, Kind, explain
+from cluster.outcome.last_words import OomCount, _cgroup_file, last_words
 from jobs.budgets import Cause
 
 RECORDED = Path(__file__).with_name("recorded") / "exits"

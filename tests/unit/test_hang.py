@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster.hang import LEAST_S, QUIET_PHASE_S, TIMES_LONGEST, HangWatch
+from cluster.node.hang import LEAST_S, QUIET_PHASE_S, TIMES_LONGEST, HangWatch
 
 
 def beat(rank: int = 0, step: int = 0, phase: str = "training") -> dict[str, Any]:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from cluster.launch import LaunchPlan
-from cluster.logs import BLOCK, Chunk, FolderLogs
-from cluster.shipped import ship
+from cluster.logs.files import BLOCK, Chunk, FolderLogs
+from cluster.logs.shipped import ship
 from cluster.storage import open_store
 from jobs.budgets import Cause
 from jobs.errors import ClusterUnreachable, NotFoundError, SpecError

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster import logs
-from cluster.logs import BLOCK, Chunk, FolderLogs, LogKeeper, log_path, read_chunk, tail_offset
+from cluster.logs import files as logs
+from cluster.logs.files import BLOCK, Chunk, FolderLogs, LogKeeper, log_path, read_chunk, tail_offset
 
 WRITER = """
 import sys

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.storage.records import sealed_manifest
-from cluster.storage.seal import canonical, seal, unseal
+from cluster.storage.chain.records import sealed_manifest
+from cluster.storage.chain.seal import canonical, seal, unseal
 from jobs.errors import CorruptCheckpoint, UnknownManifest
 from jobs.manifest import VERSION, FileEntry, Manifest, manifest_name, object_key, parse, parse_name, parse_object
 from tools.manifest_schema import schema

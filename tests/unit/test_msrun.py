@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.binding import options, problem, shares
 from cluster.launch import LaunchPlan
-from cluster.msrun import MsrunCommand, build_msrun
+from cluster.node.binding import options, problem, shares
+from cluster.node.msrun import MsrunCommand, build_msrun
 from rexnet.world import share_of
 
 RECORDED = Path(__file__).with_name("recorded") / "commands"
@@ -74,7 +74,7 @@ def printed(command: MsrunCommand) -> str:
     """One assignment or word a line, without the place of our own checkout."""
     *options, shim, kind = command.argv[: command.argv.index("module" if "module" in command.argv else "script") + 1]
     rest = command.argv[len(options) + 2 :]
-    words = [*options, "SHIM" if shim.endswith("/cluster/shim.py") else shim, kind, *rest]
+    words = [*options, "SHIM" if shim.endswith("/cluster/node/shim.py") else shim, kind, *rest]
     return "\n".join([f"cd {command.cwd}", *(f"{k}={v}" for k, v in sorted(command.env.items())), *words]) + "\n"
 
 

@@ -131,7 +131,7 @@ def test_key_and_prefix_rules() -> None:
 
 def test_opening_a_directory_imports_no_boto3_no_ray_no_mindspore() -> None:
     program = (
-        "import sys; from cluster.storage import open_store; import cluster.storage.checkpoints; "
+        "import sys; from cluster.storage import open_store; import cluster.storage.chain.checkpoints; "
         "open_store('file:///tmp/x'); "
         "print([name for name in ('boto3', 'botocore', 'ray', 'mindspore') if name in sys.modules])"
     )

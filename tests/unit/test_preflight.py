@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster import code, preflight
 from cluster.launch import LaunchPlan
-from cluster.readiness import can_import, why_not_ready, with_code
+from cluster.preflight import code, facts
+from cluster.preflight.readiness import can_import, why_not_ready, with_code
 from jobs import ascend
 from jobs.contract import Exit
 
@@ -67,59 +67,59 @@ def test_npu_smi_is_asked_where_there_is_one(tmp_path: Path, monkeypatch: pytest
     command.write_text(f"#!/bin/sh\n[ \"$1\" = info ] && cat <<'END'\n{ONE_CHIP}END\n")
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert preflight.npu_healths() == {"0": "OK", "1": "Critical", "2": "Warning"}
+    assert facts.npu_healths() == {"0": "OK", "1": "Critical", "2": "Warning"}
     command.write_text("#!/bin/sh\nexit 1\n")
-    assert preflight.npu_healths() == {}
+    assert facts.npu_healths() == {}
 
 
 def test_ascend_versions_are_read_and_a_node_without_a_driver_has_none(tmp_path: Path) -> None:
-    assert preflight.ascend_versions(tmp_path, {}) == {}
+    assert facts.ascend_versions(tmp_path, {}) == {}
     (tmp_path / "driver").mkdir()
     (tmp_path / "driver" / "version.info").write_text("Version=24.1.0\nascendhal_version=7.35.23\n")
     toolkit = tmp_path / "cann" / "aarch64-linux"
     toolkit.mkdir(parents=True)
     (toolkit / "ascend_toolkit_install.info").write_text("package_name=Ascend-cann-toolkit\nversion=8.0.0.beta1\n")
-    seen = preflight.ascend_versions(tmp_path, {"ASCEND_TOOLKIT_HOME": str(tmp_path / "cann")})
+    seen = facts.ascend_versions(tmp_path, {"ASCEND_TOOLKIT_HOME": str(tmp_path / "cann")})
     assert seen == {"driver": "24.1.0", "firmware": "unknown", "cann": "8.0.0.beta1"}
 
 
 def test_facts_of_this_machine(tmp_path: Path) -> None:
-    seen = preflight.facts(str(tmp_path / "work"))
+    seen = facts.gather(str(tmp_path / "work"))
     assert seen["host"] == socket.gethostname() and seen["unwritable"] == ""
     assert seen["packages"]["mindspore"] == metadata.version("mindspore")
-    assert seen["incarnation"] == preflight.incarnation() != ""
+    assert seen["incarnation"] == facts.incarnation() != ""
     assert seen["code"] == code.read_code().digest
     assert seen["free_bytes"] > 0 and (tmp_path / "work").is_dir()
 
 
 def test_work_root_that_cannot_be_made_is_said_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    seen = preflight.facts(str(tmp_path / "file" / "work"))
+    seen = facts.gather(str(tmp_path / "file" / "work"))
     assert seen["unwritable"] == "Not a directory" and seen["free_bytes"] > 0
 
 
 def test_lock_changes_with_any_version() -> None:
-    assert preflight.lock_digest({"a": "1", "b": "2"}) == preflight.lock_digest({"b": "2", "a": "1"})
-    assert preflight.lock_digest({"a": "1", "b": "2"}) != preflight.lock_digest({"a": "1", "b": "3"})
+    assert facts.lock_digest({"a": "1", "b": "2"}) == facts.lock_digest({"b": "2", "a": "1"})
+    assert facts.lock_digest({"a": "1", "b": "2"}) != facts.lock_digest({"a": "1", "b": "3"})
 
 
 @pytest.fixture
 def packages(tmp_path: Path) -> dict[str, Path]:
-    for name in preflight.PACKAGES:
+    for name in facts.PACKAGES:
         (tmp_path / "ours" / name).mkdir(parents=True)
         (tmp_path / "ours" / name / "__init__.py").write_text(f"NAME = '{name}'\n")
     return code.folders_below(tmp_path / "ours")
 
 
 def test_digest_changes_with_content_and_name_and_not_with_what_is_built(packages: dict[str, Path]) -> None:
-    before = preflight.code_digest(packages)
+    before = facts.code_digest(packages)
     (packages["rexnet"] / "kernels.so").write_bytes(b"built")
-    assert preflight.code_digest(packages) == before
+    assert facts.code_digest(packages) == before
     (packages["rexnet"] / "__init__.py").rename(packages["rexnet"] / "other.py")
-    renamed = preflight.code_digest(packages)
+    renamed = facts.code_digest(packages)
     (packages["rexnet"] / "other.py").write_text("NAME = 'changed'\n")
-    assert len({before, renamed, preflight.code_digest(packages)}) == 3
-    assert preflight.code_digest({"jobs": packages["jobs"]}) == "", "a package is missing"
+    assert len({before, renamed, facts.code_digest(packages)}) == 3
+    assert facts.code_digest({"jobs": packages["jobs"]}) == "", "a package is missing"
 
 
 def test_unpacked_code_has_the_digest_of_what_was_read_and_is_unpacked_once(
@@ -128,7 +128,7 @@ def test_unpacked_code_has_the_digest_of_what_was_read_and_is_unpacked_once(
     ours = code.read_code(packages)
     root = Path(code.unpack(ours.archive, ours.digest, str(tmp_path / "work")))
     assert root == tmp_path / "work" / "code" / ours.digest
-    assert preflight.code_digest(code.folders_below(root)) == ours.digest
+    assert facts.code_digest(code.folders_below(root)) == ours.digest
     assert code.unpack(b"not needed", ours.digest, str(tmp_path / "work")) == str(root)
     assert [path.name for path in root.parent.iterdir()] == [ours.digest]
     assert code.read_code(packages) == ours
@@ -141,7 +141,7 @@ def test_damaged_code_is_unpacked_anew_and_what_is_not_as_said_is_refused(
     root = Path(code.unpack(ours.archive, ours.digest, str(tmp_path)))
     (root / "jobs" / "__init__.py").write_text("")
     assert code.unpack(ours.archive, ours.digest, str(tmp_path)) == str(root)
-    assert preflight.code_digest(code.folders_below(root)) == ours.digest
+    assert facts.code_digest(code.folders_below(root)) == ours.digest
     with pytest.raises(OSError, match="does not hold what was sent"):
         code.unpack(ours.archive, "0" * 64, str(tmp_path))
 

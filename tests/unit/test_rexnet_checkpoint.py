@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.storage.checkpoints import CheckpointStore
+from cluster.storage.chain.checkpoints import CheckpointStore
 from cluster.storage.digests import PART_BYTES
 from cluster.storage.directory import DirectoryStore
 from jobs.errors import FencedError, StoreUnavailable

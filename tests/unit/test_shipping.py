@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from cluster import shipped
-from cluster.attempt_folders import folders_of, prune, shipping_result
-from cluster.ending import ENDED_FILE
-from cluster.logs import BLOCK, FolderLogs
-from cluster.shipped import ShippedLogs, ship
-from cluster.shipping import Order, ship_and_tidy
+from cluster.logs import shipped
+from cluster.logs.attempt_folders import folders_of, prune, shipping_result
+from cluster.logs.files import BLOCK, FolderLogs
+from cluster.logs.shipped import ShippedLogs, ship
+from cluster.logs.shipping import Order, ship_and_tidy
+from cluster.node.ending import ENDED_FILE
 from cluster.storage import open_store
-from cluster.storage.checkpoints import CheckpointStore
+from cluster.storage.chain.checkpoints import CheckpointStore
 from cluster.storage.directory import DirectoryStore
 from jobs.errors import IntegrityError, ObjectNotFound, StoreUnavailable
 from jobs.retention import Retention

@@ -6,7 +6,7 @@ import os
 import time
 from typing import Any
 
-from cluster.work import WorkMeter, work_seconds
+from cluster.node.work import WorkMeter, work_seconds
 from orchestrator.straggler import straggler
 
 HOSTS = ["a", "b"]

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from cluster.exits import Kind
-from cluster.verdict import judge
+from cluster.outcome.exits import Kind
+from cluster.outcome.verdict import judge
 from jobs.budgets import Cause
 
 

@@ -1,4 +1,4 @@
-"""What a process said last and what the kernel says of it: gathered by the rank shim, judged by `cluster.exits`.
+"""What a process said last and what the kernel says of it: gathered by the rank shim, judged by `exits`.
 
 Standard library only: every rank's shim imports this.
 """

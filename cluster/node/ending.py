@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.launch import LaunchPlan
-from cluster.processes import end_by_environment, find_by_environment
-from cluster.released import released
+from cluster.node.processes import end_by_environment, find_by_environment
+from cluster.node.released import released
 from jobs.contract import ENV_TOKEN, Exit
 
 ENV_SUPERVISES = "REX_SUPERVISES"  # in the supervisor's own environment: the token of the attempt it owns
@@ -82,7 +82,7 @@ def certify(plan_json: str, node_rank: int) -> dict[str, Any]:
     # Its agent is dead for certain (the caller killed it first): what is left now owns nothing any more.
     survivors = sweep(plan.token)
     if not survivors:
-        from cluster.shipping import start_shipping  # which looks for the records that are written here
+        from cluster.logs.shipping import start_shipping  # which looks for the records that are written here
 
         start_shipping(plan, node_rank)
     path = directory / ENDED_FILE

@@ -19,17 +19,17 @@ from typing import Any
 
 import ray
 
-from cluster import binding
-from cluster.ending import ENV_SUPERVISES, blank_record, failed, outcomes_on_disk, sweep, write_ended
-from cluster.endpoint import HeldPort, choose, hold_port, interfaces
 from cluster.launch import LaunchPlan
 from cluster.lease import Lease, boottime
-from cluster.link import read_lines
-from cluster.readiness import why_not_ready, with_code
+from cluster.logs.shipping import start_shipping
+from cluster.node import binding
+from cluster.node.ending import ENV_SUPERVISES, blank_record, failed, outcomes_on_disk, sweep, write_ended
+from cluster.node.endpoint import HeldPort, choose, hold_port, interfaces
+from cluster.node.link import read_lines
+from cluster.node.released import START_FILE, released, start_facts
+from cluster.node.supervisor import PEER_HANGS
+from cluster.preflight.readiness import why_not_ready, with_code
 from cluster.register import HeadRegister
-from cluster.released import START_FILE, released, start_facts
-from cluster.shipping import start_shipping
-from cluster.supervisor import PEER_HANGS
 from jobs.contract import ENV_TOKEN, Exit
 from jobs.errors import ClusterUnreachable, SpecError
 
@@ -199,7 +199,7 @@ class Agent:
             ours, theirs = socket.socketpair()
             with theirs:
                 subprocess.run(
-                    [sys.executable, "-m", "cluster.supervisor", str(self._directory), str(theirs.fileno())],
+                    [sys.executable, "-m", "cluster.node.supervisor", str(self._directory), str(theirs.fileno())],
                     pass_fds=(theirs.fileno(),),
                     stdin=subprocess.DEVNULL,
                     env={**os.environ, ENV_SUPERVISES: self._plan.token},

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cluster.logs import NODE_LOGS, Chunk, log_path, read_chunk, workers_logs
+from cluster.logs.files import NODE_LOGS, Chunk, log_path, read_chunk, workers_logs
 from cluster.storage.base import ObjectStore
 from jobs.errors import IntegrityError, ObjectNotFound
 
@@ -102,7 +102,7 @@ def _path_of(file: BinaryIO) -> Path:
 
 
 class ShippedLogs:
-    """The shipped logs of one node of one attempt: the same face as `cluster.logs.FolderLogs`.
+    """The shipped logs of one node of one attempt: the same face as `cluster.logs.files.FolderLogs`.
 
     Raises:
         ObjectNotFound: on construction: they were not shipped (yet).

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster import ascend, binding
+from cluster import ascend
 from cluster.launch import LaunchPlan
+from cluster.node import binding
 from jobs import contract
 
 # What a worker may inherit from the node's environment: what says where things are on this node. Not MS_*, not other

@@ -20,8 +20,8 @@ import time
 from collections.abc import Iterable
 
 from cluster.storage.base import ObjectStore
-from cluster.storage.records import read_sealed
-from cluster.storage.seal import seal
+from cluster.storage.chain.records import read_sealed
+from cluster.storage.chain.seal import seal
 from jobs.errors import AlreadyExistsError, CorruptCheckpoint, ObjectNotFound, StoreUnavailable
 from jobs.manifest import PREFIX as MANIFESTS
 

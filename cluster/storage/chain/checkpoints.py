@@ -6,7 +6,7 @@ Layout below the store's prefix, which belongs to one job:
     manifests/000002-000000120.json          the commit of (attempt 2, step 120); create-only
     objects/000002-000000120/<sha256>        content that this commit brought; what it shares with its parent lies there
     quarantine/000001-000000100.000002.json  attempt 2 found that manifest damaged, and why
-    retired/...                              whose state `cluster.storage.gc` has deleted or is about to
+    retired/...                              whose state `cluster.storage.chain.gc` has deleted or is about to
     graphs/..., probe/..., doctor/...        no part of the chain: compiled graphs, and what is there for a moment
 
 Files first, the manifest last: without a valid manifest there is no checkpoint. Which manifests are alive is decided
@@ -23,13 +23,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from cluster.storage.base import ObjectStore
+from cluster.storage.chain.gc import Collected, Known, collect
+from cluster.storage.chain.reader import CheckpointReader
+from cluster.storage.chain.records import Pin, Quarantined, Start, read_pin, sealed_manifest, sealed_quarantine
+from cluster.storage.chain.retired import PREFIX as RETIRED_PREFIX
+from cluster.storage.chain.retired import Retirements
+from cluster.storage.chain.survey import Survey, newest_attempt, survey_store
 from cluster.storage.digests import digest_file
-from cluster.storage.gc import Collected, Known, collect
-from cluster.storage.reader import CheckpointReader
-from cluster.storage.records import Pin, Quarantined, Start, read_pin, sealed_manifest, sealed_quarantine
-from cluster.storage.retired import PREFIX as RETIRED_PREFIX
-from cluster.storage.retired import Retirements
-from cluster.storage.survey import Survey, newest_attempt, survey_store
 from jobs.chain import pin_name
 from jobs.errors import (
     AlreadyExistsError,
@@ -225,7 +225,7 @@ class CheckpointStore(CheckpointReader):
         dry_run: bool = False,
         go_on: Callable[[], None] = lambda: None,
     ) -> Collected:
-        """Delete what `retention` lets go and what nobody needs: see `cluster.storage.gc.collect`.
+        """Delete what `retention` lets go and what nobody needs: see `cluster.storage.chain.gc.collect`.
 
         One at a time, beside commits and whatever else.
         """

@@ -16,8 +16,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cluster.ending import ENDED_FILE, ENV_SUPERVISES
-from cluster.processes import find_by_environment, started_at
+from cluster.node.ending import ENDED_FILE, ENV_SUPERVISES
+from cluster.node.processes import find_by_environment, started_at
 from jobs.contract import ENV_TOKEN
 
 VICTIMS = ("worker", "msrun", "scheduler", "supervisor", "agent", "ray_node")
@@ -45,7 +45,7 @@ def _role(pid: int) -> str | None:
         env = Path(f"/proc/{pid}/environ").read_text().split("\0")
     except OSError:
         return None
-    is_shim = any(word.endswith("cluster/shim.py") for word in words)
+    is_shim = any(word.endswith("cluster/node/shim.py") for word in words)
     if is_shim and any(word.rpartition("/")[2] == "msrun" for word in words):
         return "msrun" if words[0].rpartition("/")[2].startswith("python") else None
     if is_shim or not any(entry.startswith(("RANK_ID=", "MS_ROLE=")) for entry in env):
@@ -87,7 +87,7 @@ def fill_disk(folder: str, pause_s: float, keep_bytes: int = 0) -> dict[str, Any
 def _later(wait_s: float, what: list[str]) -> None:
     """Have `what` done in a process that nobody's end takes along."""
     subprocess.run(
-        [sys.executable, "-m", "cluster.faults", str(wait_s), *what],
+        [sys.executable, "-m", "cluster.chaos.faults", str(wait_s), *what],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -1,7 +1,7 @@
 """Our own packages as one archive, named by its digest: what a node gets that has other ones.
 
 Unpacked to `<work_root>/code/<digest>` on the node and put first on PYTHONPATH of agent, supervisor, shim and program.
-Why not through Ray's py_modules: docs/decisions/0007-code-by-digest.md. As in `cluster.preflight`, what runs on the
+Why not through Ray's py_modules: docs/decisions/0007-code-by-digest.md. As in `facts`, what runs on the
 node is pickled by value.
 """
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from cluster.preflight import PACKAGES, code_digest, installed_folders, package_files
+from cluster.preflight.facts import PACKAGES, code_digest, installed_folders, package_files
 
 _DISTRIBUTION = "rexnet-orchestrator"
 

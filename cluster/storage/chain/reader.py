@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.storage.base import ObjectStore
-from cluster.storage.content import checked_bytes, verified_download, verify_blob
-from cluster.storage.records import Pin, Quarantined, read_manifest
-from cluster.storage.survey import Survey, read_manifests, survey_store
+from cluster.storage.chain.content import checked_bytes, verified_download, verify_blob
+from cluster.storage.chain.records import Pin, Quarantined, read_manifest
+from cluster.storage.chain.survey import Survey, read_manifests, survey_store
 from jobs.errors import CorruptCheckpoint, IntegrityError, ObjectNotFound
 from jobs.manifest import Manifest, parse_name
 

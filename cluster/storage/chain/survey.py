@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from cluster.storage.base import ObjectStore
-from cluster.storage.lineage import parents_of
-from cluster.storage.records import Pin, read_manifest, read_pin
-from cluster.storage.retired import PREFIX as RETIRED_PREFIX
-from cluster.storage.retired import Retirements
+from cluster.storage.chain.lineage import parents_of
+from cluster.storage.chain.records import Pin, read_manifest, read_pin
+from cluster.storage.chain.retired import PREFIX as RETIRED_PREFIX
+from cluster.storage.chain.retired import Retirements
 from jobs.chain import PIN_PREFIX, live, parse_pin_name, pin_name
 from jobs.errors import CorruptCheckpoint, ObjectNotFound
 from jobs.manifest import PREFIX, Manifest, parse_name
@@ -24,7 +24,7 @@ _K = TypeVar("_K")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """What is there. `given_up` are the attempts whose start never began: see `cluster.storage.retired`."""
+    """What is there. `given_up` are the attempts whose start never began: see `cluster.storage.chain.retired`."""
 
     pins: dict[int, Pin]
     given_up: frozenset[int]

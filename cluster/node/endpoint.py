@@ -4,7 +4,7 @@ A port is chosen outside the range from which the kernel gives ports to outgoing
 somebody else's sits on it by chance, and is held (bound, not listening) until msrun's scheduler listens there:
 MindSpore binds with SO_REUSEADDR, which a held port allows and which keeps out everybody without it. What is left is a
 server that binds the same port with SO_REUSEADDR in those seconds. Then the scheduler cannot listen, says so, and the
-attempt ends as infrastructure ("port_taken" in `cluster.exits`); the next one takes another port.
+attempt ends as infrastructure ("port_taken" in `cluster.outcome.exits`); the next one takes another port.
 """
 
 from __future__ import annotations

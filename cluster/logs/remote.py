@@ -14,9 +14,9 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.attempt_folders import shipping_result
 from cluster.gang import Gangs
-from cluster.logs import Chunk, FolderLogs
+from cluster.logs.attempt_folders import shipping_result
+from cluster.logs.files import Chunk, FolderLogs
 from jobs.errors import ClusterUnreachable, NotFoundError
 
 _ANSWER_S = 20.0  # the first one starts a process over there
@@ -81,7 +81,7 @@ class RemoteNodes:
 
 
 class RemoteLogs:
-    """The same face as `cluster.logs.FolderLogs`; ClusterUnreachable where the node does not answer."""
+    """The same face as `cluster.logs.files.FolderLogs`; ClusterUnreachable where the node does not answer."""
 
     def __init__(self, reader: Any, host: str, directory: str) -> None:
         self._reader, self._host, self._directory = reader, host, directory

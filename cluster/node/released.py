@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.ascend import ask_npu_smi, devices_in_use, visible_devices
-from cluster.endpoint import port_is_free
-from cluster.processes import is_alive
+from cluster.node.endpoint import port_is_free
+from cluster.node.processes import is_alive
 
 START_FILE = "start.json"  # in the attempt's folder: what its supervisor was started with
 _WAIT_S = 5.0  # the driver takes a moment to let a killed process's device go
@@ -68,7 +68,7 @@ def _busy(in_use: Mapping[int, tuple[int, ...]], mine: Collection[int]) -> dict[
 
 def _never_had_it(directory: Path) -> bool:
     """Did msrun's scheduler find the port taken by somebody else? Then it is not ours to prove free."""
-    from cluster.exits import explain  # not before the end: it imports pydantic
+    from cluster.outcome.exits import explain  # not before the end: it imports pydantic
 
     path = directory / "reports" / "outcome_-1.json"
     return path.exists() and explain(json.loads(path.read_text())).rule.name == "port_taken"

@@ -16,7 +16,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from cluster.launch import LaunchPlan
-from cluster.preflight import code_digest, free_bytes, installed_folders
+from cluster.preflight.facts import code_digest, free_bytes, installed_folders
 from jobs.contract import Exit
 
 _DEFINITE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)

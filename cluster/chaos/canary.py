@@ -3,7 +3,7 @@
 It counts steps and hashes as it goes, so its state after N steps depends on every one of them: a run that lost,
 repeated or reordered a step ends with another hash. It needs no MindSpore, and no more than a CPU.
 
-    python -m cluster.canary --steps 200 --step_s 0.1 --commit_every 20
+    python -m cluster.chaos.canary --steps 200 --step_s 0.1 --commit_every 20
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from cluster.storage import open_store
-from cluster.storage.checkpoints import CheckpointStore
+from cluster.storage.chain.checkpoints import CheckpointStore
 from jobs import certificate, contract
 from jobs.contract import Exit, Heartbeat, HeartbeatSender, Phase, Report, write_report
 from jobs.errors import CorruptCheckpoint, FencedError, StoreUnavailable

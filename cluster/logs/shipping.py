@@ -6,7 +6,7 @@ attempt's token: the teardown certificate means that nothing with that token liv
 killed by the sweep, or would hold the next attempt up. What bounds it instead is an alarm of its own. Only one that
 was stopped (SIGSTOP) outlives that; the next one of its job on this host finds it by `REX_SHIPS` and kills it.
 
-Started as `python -m cluster.shipping ORDER`, with the order as JSON.
+Started as `python -m cluster.logs.shipping ORDER`, with the order as JSON.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.attempt_folders import SHIPPED_FILE, AttemptFolder, folders_of, prune
-from cluster.ending import say
 from cluster.launch import LaunchPlan
-from cluster.logs import give_back
-from cluster.msrun import build_msrun
-from cluster.processes import find_by_environment, started_at
+from cluster.logs.attempt_folders import SHIPPED_FILE, AttemptFolder, folders_of, prune
+from cluster.logs.files import give_back
+from cluster.node.ending import say
+from cluster.node.msrun import build_msrun
+from cluster.node.processes import find_by_environment, started_at
 from jobs import contract
 from jobs.errors import RetryableError, RexError
 
@@ -79,7 +79,7 @@ def start_shipping(plan: LaunchPlan, node_rank: int) -> None:
         return  # nothing was written, or nowhere to bring it
     try:
         starter = subprocess.Popen(
-            [sys.executable, "-m", "cluster.shipping", json.dumps(asdict(order))],
+            [sys.executable, "-m", "cluster.logs.shipping", json.dumps(asdict(order))],
             env=_environment(plan, node_rank),
             cwd="/",
             stdin=subprocess.DEVNULL,
@@ -131,7 +131,7 @@ def ship_and_tidy(order: Order, say: Callable[[str], None], *, give_up_s: float 
 
 
 def _ship(store: ObjectStore, folder: AttemptFolder, say: Callable[[str], None], *, give_up_s: float) -> bool:
-    from cluster.shipped import ship
+    from cluster.logs.shipped import ship
 
     deadline, tries = time.monotonic() + give_up_s, 0
     while True:

@@ -2,7 +2,7 @@
 
 Never touched: manifests, pins, shipped logs, and files that belong to the run's record. Deleted is
 - the state of manifests that the policy does not keep and of dead branches, once their retirement is decided
-  (`cluster.storage.retired`); what a manifest that stays shares with them stays;
+  (`cluster.storage.chain.retired`); what a manifest that stays shares with them stays;
 - an object that no manifest names, and an unfinished upload, if no commit can still be about to name it: its attempt is
   not the newest, or has committed that step or a later one, or is known to have ended;
 - what a killed probe or doctor left (`cluster.storage.scratch`), and unfinished writes of compiled graphs and of
@@ -22,11 +22,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from cluster.storage.base import Leftover, ObjectInfo, ObjectStore
-from cluster.storage.content import verify_blob
-from cluster.storage.records import Pin
-from cluster.storage.retired import decide_to_delete, intend
+from cluster.storage.chain.content import verify_blob
+from cluster.storage.chain.records import Pin
+from cluster.storage.chain.retired import decide_to_delete, intend
+from cluster.storage.chain.survey import Survey, newest_attempt, read_manifests, survey_store
 from cluster.storage.scratch import is_scratch, list_scratch, remove_folders
-from cluster.storage.survey import Survey, newest_attempt, read_manifests, survey_store
 from jobs.errors import CorruptCheckpoint, SpecError
 from jobs.manifest import OBJECT_PREFIX, Manifest, parse_name, parse_object
 from jobs.retention import Retention

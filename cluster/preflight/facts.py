@@ -29,7 +29,7 @@ SUFFIXES = (".py", ".cc", ".h", ".yaml")  # of files that decide what they do; w
 _NPU_SMI_TIMEOUT_S = 10.0
 
 
-def facts(work_root: str) -> dict[str, Any]:
+def gather(work_root: str) -> dict[str, Any]:
     """All that the census wants to know of this node. Takes well under a second; `npu-smi`, where there is one, more.
 
     Returns:

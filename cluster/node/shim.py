@@ -19,10 +19,10 @@ from pathlib import Path
 from types import FrameType
 
 # msrun runs this file by its path, which puts our folder, not the packages' parent, on the module path.
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from cluster.last_words import OomCount, last_words, own_output  # noqa: E402
-from cluster.processes import die_with_parent  # noqa: E402
+from cluster.node.processes import die_with_parent  # noqa: E402
+from cluster.outcome.last_words import OomCount, last_words, own_output  # noqa: E402
 from jobs.contract import ENV_REPORT_DIR, Exit, HeartbeatSender, Outcome, Report, checked_heartbeat  # noqa: E402
 
 _HELLO_TRIES = 200

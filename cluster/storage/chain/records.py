@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cluster.storage.base import ObjectStore
-from cluster.storage.seal import UnsealedRecord, canonical, seal, unseal
+from cluster.storage.chain.seal import UnsealedRecord, canonical, seal, unseal
 from jobs.chain import pin_name
 from jobs.errors import CorruptCheckpoint, UnknownManifest
 from jobs.manifest import Manifest, parse
@@ -84,7 +84,7 @@ def sealed_quarantine(damaged: Quarantined, attempt: int, nonce: str) -> bytes:
 def read_sealed(store: ObjectStore, name: str) -> dict[str, Any]:
     """What is sealed under `name`. One that is not sealed our way and says that it is newer is unknown, not damaged.
 
-    What is not as it was sealed is read once more first: see `cluster.storage.content`.
+    What is not as it was sealed is read once more first: see `cluster.storage.chain.content`.
     """
     try:
         try:

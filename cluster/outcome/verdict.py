@@ -1,6 +1,6 @@
 """Why an attempt ended, from its nodes' records: no I/O. msrun's own exit code is never believed alone.
 
-Which process is to blame is decided here; what its end means stands in one table, `cluster.exits`.
+Which process is to blame is decided here; what its end means stands in one table, `cluster.outcome.exits`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cluster.exits import Kind, Meaning, explain
+from cluster.outcome.exits import Kind, Meaning, explain
 from jobs.budgets import Cause
 from jobs.contract import Exit
 
@@ -81,8 +81,8 @@ def judge(
     """Why the attempt ended.
 
     Args:
-        records: each node's record of the end (see `cluster.ending`); `{"lost": host, "why": proof}` for one that is
-            confirmed dead.
+        records: each node's record of the end (see `cluster.node.ending`); `{"lost": host, "why": proof}` for one
+            that is confirmed dead.
         world_size: how many ranks there should have been.
         stop_for: why the control plane asked for the end, if it did.
         hosts: the nodes' names, by node rank.

@@ -4,8 +4,8 @@ It starts msrun, listens to the rank shims, ends the whole tree at the first fau
 of the link closes, or when the node's lease runs out; sweeps /proc for the attempt's token; and leaves a record of how
 it all ended. Workers get SIGTERM directly: msrun would orphan them.
 
-Started by the agent as `python -m cluster.supervisor DIRECTORY FD`: reads DIRECTORY/start.json, talks JSON lines on
-the inherited socket FD, and forks itself off first, because Ray kills an actor's direct children.
+Started by the agent as `python -m cluster.node.supervisor DIRECTORY FD`: reads DIRECTORY/start.json, talks JSON lines
+on the inherited socket FD, and forks itself off first, because Ray kills an actor's direct children.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from cluster import binding, stacks
-from cluster.cpus import CpuClaim
-from cluster.ending import blank_record, outcomes_on_disk, say, write_ended
-from cluster.endpoint import HCCL_PORTS, free_ports
-from cluster.hang import HangWatch
-from cluster.last_words import OomCount
 from cluster.launch import LaunchPlan
 from cluster.lease import boottime
-from cluster.link import Link
-from cluster.logs import NODE_LOGS, SCHEDULER_LOG, LogKeeper, log_path, worker_log
-from cluster.msrun import MsrunCommand, build_msrun
-from cluster.processes import die_with_parent, end_by_environment
-from cluster.released import START_FILE, released
-from cluster.shipping import start_shipping
-from cluster.work import WorkMeter, work_seconds
+from cluster.logs.files import NODE_LOGS, SCHEDULER_LOG, LogKeeper, log_path, worker_log
+from cluster.logs.shipping import start_shipping
+from cluster.node import binding, stacks
+from cluster.node.cpus import CpuClaim
+from cluster.node.ending import blank_record, outcomes_on_disk, say, write_ended
+from cluster.node.endpoint import HCCL_PORTS, free_ports
+from cluster.node.hang import HangWatch
+from cluster.node.link import Link
+from cluster.node.msrun import MsrunCommand, build_msrun
+from cluster.node.processes import die_with_parent, end_by_environment
+from cluster.node.released import START_FILE, released
+from cluster.node.work import WorkMeter, work_seconds
+from cluster.outcome.last_words import OomCount
 from jobs.contract import ENV_TOKEN, Exit, checked_heartbeat
 
 _TICK_S = 0.1

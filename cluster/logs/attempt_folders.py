@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.ending import ENDED_FILE
+from cluster.node.ending import ENDED_FILE
 
 SHIPPED_FILE = "shipped.json"  # how the shipping of its logs went
 _FOLDER = re.compile(r"^attempt-(\d+)/node-(\d+)$")

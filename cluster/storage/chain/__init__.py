@@ -1,0 +1,1 @@
+"""The chain of checkpoints in an object store: starting, committing, reading, verifying, collecting."""
