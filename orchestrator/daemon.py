@@ -34,13 +34,13 @@ _STEADY_S = 60.0  # who served for so long starts with the shortest wait again
 def serve(home: Home, stopped: threading.Event) -> int:
     """Run the loop until `stopped`, or until a fresh process is needed (a lost cluster, services that moved)."""
     from cluster.gang import Gangs
-    from orchestrator.effects import Effects
-    from orchestrator.fitness import Wanted
-    from orchestrator.loop import Loop
-    from orchestrator.nodes import Census
-    from orchestrator.provider import Provider
+    from orchestrator.control.census import Census
+    from orchestrator.control.effects import Effects
+    from orchestrator.control.fitness import Wanted
+    from orchestrator.control.loop import Loop
+    from orchestrator.control.provider import Provider
+    from orchestrator.control.tracking import Tracking
     from orchestrator.store import Store
-    from orchestrator.tracking import Tracking
 
     stack = Stack(home)
     store = Store(home.database_url)

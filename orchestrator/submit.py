@@ -10,7 +10,7 @@ from typing import Any
 from jobs.errors import NotFoundError, SpecError
 from jobs.spec import JobSpec, parse_spec
 from jobs.states import State
-from orchestrator.fitness import Standing, survey
+from orchestrator.control.fitness import Standing, survey
 from orchestrator.settings import Home
 from orchestrator.storage import protocol_for
 from orchestrator.store import JobRow, Store

@@ -6,9 +6,9 @@ import time
 from typing import Any
 
 from jobs.states import State
+from orchestrator.control.straggler import straggler
 from orchestrator.ledger import ledger
 from orchestrator.store import AttemptRow, Store
-from orchestrator.straggler import straggler
 
 LOOP_SILENT_S = 30.0  # a loop that finished no round for so long is taken for dead or stuck
 

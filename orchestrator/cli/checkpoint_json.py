@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.checkpoints import Found, shared_with
+from orchestrator.checkpoints.listing import Found, shared_with
 
 if TYPE_CHECKING:
     from cluster.storage.chain.gc import Collected
     from jobs.retention import Retention
-    from orchestrator.verdicts import Verdict
+    from orchestrator.checkpoints.verdicts import Verdict
 
 
 def row(one: Found) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from orchestrator.cli.progress import size
 
 if TYPE_CHECKING:
     from cluster.storage.chain.gc import Collected
-    from orchestrator.checkpoints import Found
-    from orchestrator.verdicts import Verdict
+    from orchestrator.checkpoints.listing import Found
+    from orchestrator.checkpoints.verdicts import Verdict
 
 _LEFT = ("STATE", "SAVED", "MANIFEST")  # columns of words; numbers stand to the right
 _NUM_ALIKE = 5  # of more checkpoints that are kept for the same reason the number is enough
@@ -53,7 +53,7 @@ def table(found: Sequence[Found]) -> str:
 
 def details(store: str, one: Found) -> str:
     """All of the manifest, and where its files lie."""
-    from orchestrator.checkpoints import RETIRED, shared_with
+    from orchestrator.checkpoints.listing import RETIRED, shared_with
 
     manifest = one.readable()
     lines = [
@@ -87,7 +87,7 @@ def details(store: str, one: Found) -> str:
 
 def verdict_lines(given: Verdict) -> str:
     """A line for the checkpoint, and one for each thing that is wrong with it."""
-    from orchestrator.checkpoints import RETIRED
+    from orchestrator.checkpoints.listing import RETIRED
 
     one = given.checkpoint
     head = f"{short(one.name)}  {'damaged' if given.damaged else 'whole':<8}  step {one.step}"

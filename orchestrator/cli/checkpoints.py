@@ -15,9 +15,9 @@ from orchestrator.cli.common import HomeOption, JsonOption, open_store, print_js
 from orchestrator.cli.progress import bar, size
 
 if TYPE_CHECKING:
-    from orchestrator.chains import Chain
-    from orchestrator.checkpoints import Found
-    from orchestrator.verdicts import Verdict
+    from orchestrator.checkpoints.chains import Chain
+    from orchestrator.checkpoints.listing import Found
+    from orchestrator.checkpoints.verdicts import Verdict
 
 app = typer.Typer(help="Look at a job's checkpoints, check them, copy them, clean up.", no_args_is_help=True)
 
@@ -45,7 +45,7 @@ def ls(chain: ChainArgument, home: HomeOption = None, json: JsonOption = False) 
 
     Manifests are read and files are not: `verify` does that.
     """
-    from orchestrator.checkpoints import find_checkpoints
+    from orchestrator.checkpoints.listing import find_checkpoints
     from orchestrator.cli import checkpoint_json, checkpoint_text
 
     with _damage_is_exit_1():
@@ -86,8 +86,8 @@ def verify(
     By default all live ones that have their state, newest first; each is told of as soon as it has been read. Every
     byte is read and hashed; nothing is written.
     """
+    from orchestrator.checkpoints.verdicts import Verifier
     from orchestrator.cli import checkpoint_json, checkpoint_text
-    from orchestrator.verdicts import Verifier
 
     if which is not None and everything:
         raise UserError("verify takes a checkpoint or --all, not both", hint="see `rexctl checkpoints verify --help`")
@@ -128,7 +128,7 @@ def pull(
 
     Its files and manifest.json: whole, or not at all. Exit 1 if it is damaged.
     """
-    from orchestrator import copies
+    from orchestrator.checkpoints import copies
 
     if out is None:
         raise UserError("pull needs a folder", hint="say -o DIR")
@@ -164,7 +164,7 @@ def export(
     Of a ReXNet, with MindCV's names, as MODEL-SHA8.ckpt or .safetensors; SHA8 are the first 8 digits of the file's
     sha256. Verified before and after. Exit 1 if the checkpoint is damaged.
     """
-    from orchestrator import copies
+    from orchestrator.checkpoints import copies
 
     with _damage_is_exit_1():
         there, one = _choose(chain, which, home)
@@ -232,20 +232,20 @@ def gc(
 
 
 def _find(chain: str, home: str | None) -> Chain:
-    from orchestrator.chains import find_chain
+    from orchestrator.checkpoints.chains import find_chain
 
     return find_chain(chain, lambda: open_store(home))
 
 
 def _choose(chain: str, which: str | None, home: str | None) -> tuple[Chain, Found]:
-    from orchestrator.checkpoints import choose, find_checkpoints
+    from orchestrator.checkpoints.listing import choose, find_checkpoints
 
     there = _find(chain, home)
     return there, choose(there, find_checkpoints(there), which)
 
 
 def _to_verify(chain: str, which: str | None, everything: bool, home: str | None) -> tuple[Chain, list[Found]]:
-    from orchestrator.checkpoints import RETIRED, find_checkpoints
+    from orchestrator.checkpoints.listing import RETIRED, find_checkpoints
 
     if which is not None:
         there, one = _choose(chain, which, home)

@@ -13,7 +13,7 @@ from orchestrator.cli.common import HomeOption, JobArgument, open_stack, open_st
 
 if TYPE_CHECKING:
     from cluster.logs.remote import RemoteNodes
-    from orchestrator.logs import Line
+    from orchestrator.logs.reading import Line
 
 _COLOURS = (36, 33, 32, 35, 34, 31, 96, 93, 92, 95, 94, 91)  # of ranks, in turns
 
@@ -43,8 +43,8 @@ def command(  # noqa: PLR0917 - typer's way to say options
     from dataclasses import asdict
     from json import dumps
 
-    from orchestrator.log_lines import Wanted
-    from orchestrator.logs import View, stream
+    from orchestrator.logs.lines import Wanted
+    from orchestrator.logs.reading import View, stream
 
     wanted = Wanted(attempt=attempt, rank=rank, node=node, scheduler=scheduler, supervisor=supervisor, tail=tail)
     store, stack = open_store(home), open_stack(home)

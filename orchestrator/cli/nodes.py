@@ -9,7 +9,7 @@ def command(home: HomeOption = None, json: JsonOption = False) -> None:
     """List the nodes of the cluster: what each has, whether it is used, why it is left out, what runs there."""
     import time
 
-    from orchestrator.nodes import nodes_view
+    from orchestrator.control.census import nodes_view
 
     store = open_store(home)
     view = nodes_view(store, now=time.time())

@@ -18,7 +18,7 @@ def dry_run(jobfile: Path, home: str | None) -> None:
     from dataclasses import replace
 
     from cluster.node.msrun import build_msrun
-    from orchestrator.effects import build_launch
+    from orchestrator.control.effects import build_launch
     from orchestrator.preview import preview_rows
     from orchestrator.submit import read_spec
 

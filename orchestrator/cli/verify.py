@@ -16,7 +16,7 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Check a job's resume certificate; with OTHER, name the first step at which the two runs part (exit 1)."""
-    from orchestrator.verify import Certificate, certificate_of, compare
+    from orchestrator.checkpoints.verify import Certificate, certificate_of, compare
 
     def shown(certificate: Certificate) -> dict[str, Any]:
         return {

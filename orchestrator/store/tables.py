@@ -120,7 +120,7 @@ nodes = Table(
     Column("seen_at", Float, nullable=False),
     # what its preflight saw; all of it None or empty before the first
     Column("incarnation", String(128)),  # see cluster.preflight.facts.incarnation
-    Column("preflight", JSON),  # orchestrator.fitness.record; "unanswered" if the newest question found no answer
+    Column("preflight", JSON),  # see control.fitness.record; "unanswered" if the newest question found no answer
     Column("problem", Text, nullable=False, server_default=""),  # why it is left out, in one sentence
 )
 

@@ -17,8 +17,8 @@ from cluster.storage.chain.retired import decide_to_delete, intend
 from jobs.errors import CorruptCheckpoint, StoreUnavailable
 from jobs.manifest import Manifest
 from jobs.retention import Retention
-from orchestrator.chains import Chain
-from orchestrator.checkpoints import find_checkpoints
+from orchestrator.checkpoints.chains import Chain
+from orchestrator.checkpoints.listing import find_checkpoints
 from tests.support.chains import committed, make_commit
 from tests.support.interleave import Gated, every_order
 from tests.support.stores import Failing, Memory, Wrapped

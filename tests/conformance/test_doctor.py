@@ -27,7 +27,7 @@ from cluster.storage.probe import probe
 from jobs import contract
 from jobs.errors import AlreadyExistsError, ObjectNotFound, StoreUnavailable, UnsafeStore
 from jobs.spec import build_spec
-from orchestrator.effects import build_launch
+from orchestrator.control.effects import build_launch
 from orchestrator.preview import preview_rows
 from orchestrator.settings import Home
 from orchestrator.storage import diagnose_and_remember, protocol_for

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.preflight.code import Code
-from orchestrator.fitness import Wanted
+from orchestrator.control.fitness import Wanted
 
 PACKAGES = {
     "mindspore": "2.10.0",

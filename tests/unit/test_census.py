@@ -15,8 +15,8 @@ from jobs.budgets import Cause
 from jobs.errors import ClusterUnreachable, SpecError
 from jobs.spec import build_spec
 from jobs.states import AttemptEnded, GangGranted, State
-from orchestrator.fitness import VALID_S, Standing, differences, problem, survey
-from orchestrator.nodes import Census, nodes_view
+from orchestrator.control.census import Census, nodes_view
+from orchestrator.control.fitness import VALID_S, Standing, differences, problem, survey
 from orchestrator.store import Store
 from orchestrator.submit import check_cluster
 from tests.support.nodes import PACKAGES, WANTED, facts

@@ -28,9 +28,9 @@ from jobs.manifest import Manifest
 from jobs.retention import Retention
 from jobs.spec import build_spec
 from jobs.states import AttemptEnded, GangGranted
-from orchestrator import chains
+from orchestrator.checkpoints import chains
+from orchestrator.checkpoints.folders import growing
 from orchestrator.cli import main as command_line
-from orchestrator.folders import growing
 from orchestrator.store import Store
 from tests.support.chains import committed, make_commit
 from tests.support.stores import Failing

@@ -19,9 +19,9 @@ from jobs.budgets import Cause
 from jobs.errors import ClusterUnreachable, NotFoundError, SpecError
 from jobs.spec import build_spec
 from jobs.states import AttemptEnded, BackoffElapsed, GangGranted
-from orchestrator import logs as logs_module
-from orchestrator.log_lines import LineReader, Wanted
-from orchestrator.logs import Line, View, stream
+from orchestrator.logs import reading as logs_module
+from orchestrator.logs.lines import LineReader, Wanted
+from orchestrator.logs.reading import Line, View, stream
 from orchestrator.store import Store
 
 NODES = [{"id": f"n{i}", "host": f"h{i}", "address": f"10.0.0.{i}"} for i in (0, 1)]

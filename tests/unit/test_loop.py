@@ -18,10 +18,10 @@ from jobs.contract import Heartbeat
 from jobs.errors import ClusterUnreachable
 from jobs.spec import build_spec
 from jobs.states import Effect, State, StopRequested
-from orchestrator.effects import Effects
-from orchestrator.loop import Loop
-from orchestrator.nodes import Census
-from orchestrator.provider import Provider
+from orchestrator.control.census import Census
+from orchestrator.control.effects import Effects
+from orchestrator.control.loop import Loop
+from orchestrator.control.provider import Provider
 from orchestrator.store import JobRow, Store
 from tests.support.leases import Register
 from tests.support.nodes import WANTED, facts

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from cluster.node.work import WorkMeter, work_seconds
-from orchestrator.straggler import straggler
+from orchestrator.control.straggler import straggler
 
 HOSTS = ["a", "b"]
 

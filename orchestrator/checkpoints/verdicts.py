@@ -10,9 +10,9 @@ from pathlib import Path
 from cluster.storage.chain.content import verified_download
 from jobs.errors import CorruptCheckpoint
 from jobs.manifest import FileEntry
-from orchestrator.chains import Chain
-from orchestrator.checkpoints import RETIRED, Found
-from orchestrator.folders import growing
+from orchestrator.checkpoints.chains import Chain
+from orchestrator.checkpoints.folders import growing
+from orchestrator.checkpoints.listing import RETIRED, Found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

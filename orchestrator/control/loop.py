@@ -15,12 +15,12 @@ from cluster.gang import Gangs, NodeView
 from jobs.budgets import Cause
 from jobs.errors import ClusterUnreachable, RetryableError, RexError
 from jobs.states import BackoffElapsed, Effect, GangGranted, State, StopRequested
-from orchestrator.effects import Effects
-from orchestrator.fitness import Standing
-from orchestrator.following import Following
-from orchestrator.nodes import Census
-from orchestrator.plan import Capacity, Demand, Grant, Holding, LeftOut, Preempt, Snapshot, Wait, Waiting, plan
-from orchestrator.provider import Provider
+from orchestrator.control.census import Census
+from orchestrator.control.effects import Effects
+from orchestrator.control.fitness import Standing
+from orchestrator.control.following import Following
+from orchestrator.control.plan import Capacity, Demand, Grant, Holding, LeftOut, Preempt, Snapshot, Wait, Waiting, plan
+from orchestrator.control.provider import Provider
 from orchestrator.store import JobRow, Stale, Store
 from orchestrator.store.flags import PAUSED, READY
 

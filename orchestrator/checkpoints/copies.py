@@ -19,8 +19,8 @@ from jobs.contract import Exit
 from jobs.errors import CorruptCheckpoint, SpecError, StackError
 from jobs.files import STATE
 from jobs.manifest import FileEntry, Manifest
-from orchestrator.chains import Chain
-from orchestrator.folders import growing, made_folder, new_folder
+from orchestrator.checkpoints.chains import Chain
+from orchestrator.checkpoints.folders import growing, made_folder, new_folder
 
 MANIFEST = "manifest.json"
 _PROGRAM = "rexnet.publish"

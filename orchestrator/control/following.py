@@ -1,6 +1,6 @@
 """One active job: from what its nodes say to what the store knows, until every node has certified its end.
 
-Not knowing is never failure: what ends an attempt is said in orchestrator.teardown.
+Not knowing is never failure: what ends an attempt is said in orchestrator.control.teardown.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from cluster.outcome.verdict import START_TIMEOUT, judge
 from jobs.budgets import Cause
 from jobs.manifest import parse_name
 from jobs.states import AttemptEnded, Effect, State, StopRequested, WorkersReported
-from orchestrator import observe
-from orchestrator.provider import Provider
+from orchestrator.control import observe
+from orchestrator.control.provider import Provider
+from orchestrator.control.teardown import Teardown
 from orchestrator.store import AttemptRow, JobRow, Store
-from orchestrator.teardown import Teardown
 
 _FORCE_AGAIN_S = 10.0
 _STOP_MARGIN_S = 15.0  # beyond the grace, before an agent that missed the first word is told again

@@ -1,6 +1,6 @@
 """The checkpoints of one chain, for people: which there are, in what state, and which one is meant.
 
-Manifests are read and files are not: `orchestrator.verdicts` does that.
+Manifests are read and files are not: `orchestrator.checkpoints.verdicts` does that.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from cluster.storage.chain.records import read_sealed
 from cluster.storage.chain.survey import read_each, survey_store
 from jobs.errors import CorruptCheckpoint, NotFoundError, SpecError
 from jobs.manifest import FileEntry, Manifest, manifest_name, parse_name, parse_object
-from orchestrator.chains import Chain
+from orchestrator.checkpoints.chains import Chain
 
 LIVE, DEAD, RETIRED, DAMAGED, QUARANTINED = "live", "dead branch", "retired", "damaged", "quarantined"
 _NUM_SHOWN = 8

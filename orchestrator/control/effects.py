@@ -30,7 +30,7 @@ _RETRY_S = (0.5, 1, 2, 5, 10, 30)
 
 
 class Tracking(Protocol):
-    """What effects need of MLflow; `orchestrator.tracking.Tracking` is the real one."""
+    """What effects need of MLflow; `orchestrator.control.tracking.Tracking` is the real one."""
 
     uri: str
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.errors import TrackingUnavailable
 from jobs.states import State
-from orchestrator.effects import python_command
+from orchestrator.control.effects import python_command
 from orchestrator.store import JobRow, Store
 
 if TYPE_CHECKING:

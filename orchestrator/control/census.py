@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.budgets import Cause
 from jobs.errors import ClusterUnreachable
 from jobs.states import State
-from orchestrator.fitness import Standing, Verdict, Wanted, problem, record, survey
+from orchestrator.control.fitness import Standing, Verdict, Wanted, problem, record, survey
 
 if TYPE_CHECKING:
     from cluster.gang import Gangs

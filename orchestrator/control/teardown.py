@@ -20,7 +20,7 @@ from cluster.lease import Watch
 from cluster.node.ending import certify
 from cluster.node.released import left
 from jobs.errors import ClusterUnreachable
-from orchestrator.provider import Provider
+from orchestrator.control.provider import Provider
 from orchestrator.store import AttemptRow, JobRow, Store
 
 _LOG = logging.getLogger("rexctl.teardown")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cluster.logs.attempt_folders import shipping_result
 from cluster.logs.files import Chunk, FolderLogs
 from jobs.errors import IntegrityError, NotFoundError, ObjectNotFound, RetryableError
-from orchestrator.log_lines import LineReader, Wanted
+from orchestrator.logs.lines import LineReader, Wanted
 from orchestrator.store import AttemptRow, JobRow, Store
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""An attempt's logs for people, wherever they are."""
