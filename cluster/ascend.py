@@ -134,11 +134,6 @@ def devices_in_use(text: str) -> dict[int, tuple[int, ...]]:
     return {device.id: device.pids for device in devices(text) if device.pids}
 
 
-def device_health(text: str) -> dict[int, str]:
-    """Device -> "OK", "Warning", "Alarm", "Critical" or what else npu-smi calls it."""
-    return {device.id: device.health for device in devices(text)}
-
-
 def ask_npu_smi() -> str | None:
     """The output of `npu-smi info`; None where there is no npu-smi: nothing to ask. OSError if it fails."""
     command = shutil.which("npu-smi")

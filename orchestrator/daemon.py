@@ -23,9 +23,11 @@ from cluster.node.processes import die_with_parent
 from jobs.errors import ClusterUnreachable, RetryableError
 from orchestrator.settings import Home
 from orchestrator.stack import Stack, end_orphans
+from orchestrator.store.changes import Changes
 
 _LOG = logging.getLogger("rexctl.daemon")
-_TICK_S = 0.4
+_TICK_S = 0.4  # between two rounds, unless somebody writes to the store
+_LOOK_S = 0.05
 _SERVICES_S = 5.0  # how often the local services are looked at
 _RESTART_S = (0.5, 1, 2, 5, 10)
 _STEADY_S = 60.0  # who served for so long starts with the shortest wait again
@@ -52,7 +54,8 @@ def serve(home: Home, stopped: threading.Event) -> int:
     loop = Loop(store, gangs, effects, census, provider=Provider(home.settings.host_gone_command))
     gangs.connect()
     _listen(stopped)  # again: Ray has put its own handler there, which prints stacks and ends the process in mid-round
-    while not stopped.wait(_TICK_S):
+    changes = Changes(store.engine)
+    while not stopped.is_set():
         if where != (stack.ray_address, stack.mlflow_uri):
             _LOG.warning("action=restart services have moved from %s", where)
             return 1
@@ -67,8 +70,17 @@ def serve(home: Home, stopped: threading.Event) -> int:
             # A bug, or a fault nobody thought of: this tick concluded nothing, and the jobs are as they were.
             _LOG.exception("action=retry")
             stopped.wait(5.0)
+        _pause(stopped, changes)
     effects.shutdown()
     return 0
+
+
+def _pause(stopped: threading.Event, changes: Changes) -> None:
+    """Until the next round is due or somebody else has written: a job that was submitted waits for no clock."""
+    due = time.monotonic() + _TICK_S
+    changes.seen()  # what this process has just written calls for no further round
+    while not stopped.wait(_LOOK_S) and time.monotonic() < due and not changes.seen():
+        pass
 
 
 def keep_serving(home: Home, stopped: threading.Event) -> None:

@@ -164,6 +164,7 @@ class Stack:
             f"--port={port}",
             f"--num-cpus={self.home.slots}",
             "--include-dashboard=false",
+            "--include-log-monitor=false",  # it follows every log of the session for drivers, which we ask for none
             "--disable-usage-stats",
             f"--temp-dir={self._ray_folder()}",
         ]

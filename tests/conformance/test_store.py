@@ -17,6 +17,7 @@ from jobs.errors import ConflictError, NotFoundError
 from jobs.spec import build_spec
 from jobs.states import AttemptEnded, Effect, GangGranted, ResumeRequested, State, StopRequested, WorkersReported
 from orchestrator.store import JobRow, Stale, Store, migrate, tables
+from orchestrator.store.changes import Changes
 
 SPEC = build_spec({"name": "a", "program": {"module": "m", "args": ["x"]}, "retry": {"crash": 0}})
 
@@ -51,6 +52,15 @@ def test_migrating_twice_changes_nothing(store: Store) -> None:
     row = submit(store)
     store.migrate()
     assert store.get(row.id) == row
+
+
+def test_commit_is_seen_once_and_reading_is_not(store: Store) -> None:
+    changes = Changes(store.engine)
+    submit(store)
+    assert changes.seen() and not changes.seen()
+    store.get("a-1")
+    assert not changes.seen()
+    changes.close()
 
 
 def test_spec_comes_back_as_it_went_in(store: Store) -> None:

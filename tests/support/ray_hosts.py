@@ -18,6 +18,7 @@ from tests.support.hosts import Hosts
 from tests.support.rex import REXCTL, counting_spec
 
 RAY = str(Path(sys.executable).with_name("ray"))
+_RAY_NODE = [RAY, "start", "--block", "--num-cpus=2", "--include-log-monitor=false"]
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 
 
@@ -35,7 +36,7 @@ class Cluster:
     def up(self) -> None:
         """Ray on every host, then the control plane."""
         first = self.hosts.address(1)
-        head = [RAY, "start", "--head", "--block", "--port=6379", "--include-dashboard=false", "--num-cpus=2"]
+        head = [*_RAY_NODE, "--head", "--port=6379", "--include-dashboard=false"]
         self.hosts.start(1, [*head, f"--node-ip-address={first}"], self.folder / "ray-1.log", QUIET)
         for host in range(2, self.hosts.count + 1):
             self.join(host)
@@ -45,7 +46,7 @@ class Cluster:
 
     def join(self, host: int) -> None:
         """Start a Ray node on a host that has none."""
-        node = [RAY, "start", "--block", f"--address={self.hosts.address(1)}:6379", "--num-cpus=2"]
+        node = [*_RAY_NODE, f"--address={self.hosts.address(1)}:6379"]
         address = f"--node-ip-address={self.hosts.address(host)}"
         self.hosts.start(host, [*node, address], self.folder / f"ray-{host}.log", QUIET)
 

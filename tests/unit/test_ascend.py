@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.ascend import device_health, devices, devices_in_use, environment, tool_path, visible_devices
+from cluster.ascend import devices, devices_in_use, environment, tool_path, visible_devices
 
 RECORDED = Path(__file__).with_name("recorded") / "npu-smi"
 
@@ -18,7 +18,7 @@ def said(name: str) -> str:
 def test_one_chip_to_an_npu_the_device_is_the_npu() -> None:
     assert [device.id for device in devices(said("910B3"))] == list(range(8))
     assert devices_in_use(said("910B3")) == {2: (1333928,)}
-    assert set(device_health(said("910B3")).values()) == {"OK"}
+    assert {device.health for device in devices(said("910B3"))} == {"OK"}
 
 
 def test_two_chips_to_an_npu_the_device_is_the_chips_number_among_all() -> None:
@@ -41,7 +41,7 @@ def test_narrower_table_of_an_older_driver_is_read_too() -> None:
 
 def test_device_in_alarm_is_told() -> None:
     broken = said("910B3").replace("| 5     910B3               | OK   ", "| 5     910B3               | Alarm", 1)
-    assert [number for number, health in device_health(broken).items() if health != "OK"] == [5]
+    assert [device.id for device in devices(broken) if device.health != "OK"] == [5]
 
 
 @pytest.mark.parametrize(
