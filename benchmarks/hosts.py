@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import statistics
 import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 from benchmarks.pairs import Result
 from orchestrator.store import Store
 from tests.support import hosts as hosts_support
-from tests.support.hosts import Hosts
-from tests.support.ray_hosts import Cluster
+from tests.support.radosgw import missing_for_radosgw
+from tests.support.ray_hosts import Cluster, lone_hosts
 
 LEASE_S = 12.0
 DEATH_LIMIT_S, CONFIRMED_LIMIT_S, SILENT_LIMIT_S = 5.0, 15.0, LEASE_S + 15.0
@@ -27,18 +25,14 @@ _CANARY = ("--steps", 3000, "--step_s", 0.1, "--commit_every", 10)
 
 
 def run() -> list[Result]:
-    lacking = hosts_support.missing()
-    if lacking is not None:
+    lacking = hosts_support.missing() or missing_for_radosgw()
+    if lacking:
         print(f"not run: several hosts on one machine: {lacking}", file=sys.stderr)
         return []
-    with tempfile.TemporaryDirectory(prefix="rexhosts", dir="/var/tmp") as name, Hosts(Path(name), 3) as hosts:
-        gone = ["test", "-e", f"{name}/gone-{{host}}"]
-        cluster = Cluster(hosts, Path(name), lease_s=LEASE_S, host_gone_command=gone)
-        cluster.up()
+    with lone_hosts(3, lease_s=LEASE_S, host_gone_command=["test", "-e", "/tmp/gone-{host}"]) as cluster:
         deaths = [first_death(cluster) for _ in range(_DEATHS)]
         confirmed = [loss(cluster, confirmed=True) for _ in range(_LOSSES)]
         silent = [loss(cluster, confirmed=False) for _ in range(_LOSSES)]
-        cluster.rexctl("down", "--now")
     p95 = statistics.quantiles(deaths, n=20)[-1]
     return [
         _beside("first death to the last worker's end, 3 hosts", DEATH_LIMIT_S, deaths, f"p95 {p95:.2f} s"),
@@ -79,7 +73,7 @@ def loss(cluster: Cluster, *, confirmed: bool) -> float:
     job, status = _training(cluster, nodes=2)
     host = next(name for name in status["attempts"][0]["hosts"] if name != "rexhost1")
     number = int(host.removeprefix("rexhost"))
-    gone = cluster.folder / f"gone-{host}"
+    gone = cluster.folder / "tmp" / f"gone-{host}"  # /tmp of the first host, where the control plane asks
     if not confirmed:
         cluster.hosts.cut(number)
     cluster.hosts.kill(number)

@@ -21,12 +21,11 @@ from orchestrator.store import Store
 from orchestrator.view import job_view
 from tests.conformance.backends import MotoServer, aws_environment, make_bucket
 from tests.support import hosts as hosts_support
-from tests.support.hosts import Hosts
+from tests.support.hosts import WORK, Hosts
 from tests.support.rex import REXCTL, counting_spec
 
 RAY = str(Path(sys.executable).with_name("ray"))
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
-WORK = "/tmp/rexwork"  # every host's own
 FAIL_AT, STEPS = 60, 90
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support import hosts as hosts_support
-from tests.support.hosts import Hosts
-from tests.support.ray_hosts import Cluster
+from tests.support.radosgw import missing_for_radosgw
+from tests.support.ray_hosts import Cluster, lone_hosts
 
 LEASE_S = 12.0
 PROGRAM = ("--steps", 250, "--step_s", 0.1, "--commit_every", 20)
@@ -19,15 +17,11 @@ PROGRAM = ("--steps", 250, "--step_s", 0.1, "--commit_every", 20)
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    lacking = hosts_support.missing()
-    if lacking is not None:
-        pytest.skip(f"not run: hosts in network namespaces: {lacking}")
-    with tempfile.TemporaryDirectory(prefix="rexhosts", dir="/var/tmp") as name, Hosts(Path(name), 3) as hosts:
-        gone = ["test", "-e", f"{name}/gone-{{host}}"]
-        cluster = Cluster(hosts, Path(name), lease_s=LEASE_S, host_gone_command=gone)
-        cluster.up()
+    lacking = hosts_support.missing() or missing_for_radosgw()
+    if lacking:
+        pytest.skip(f"not run: hosts in network namespaces with a store outside: {lacking}")
+    with lone_hosts(3, lease_s=LEASE_S, host_gone_command=["test", "-e", "/tmp/gone-{host}"]) as cluster:
         yield cluster
-        cluster.rexctl("down", "--now")
 
 
 def training_away_from_the_head(cluster: Cluster) -> tuple[str, int, int]:
@@ -62,7 +56,7 @@ def test_cut_off_host_ends_itself_before_the_next_attempt_begins(cluster: Cluste
 
 def test_host_that_the_provider_calls_gone_is_not_waited_for(cluster: Cluster) -> None:
     job, host, _ = training_away_from_the_head(cluster)
-    gone = cluster.folder / f"gone-rexhost{host}"
+    gone = cluster.folder / "tmp" / f"gone-rexhost{host}"  # /tmp of the first host, where the control plane asks
     cluster.hosts.kill(host)
     gone.touch()
     went_on(cluster, job, says="the provider says that it is gone")

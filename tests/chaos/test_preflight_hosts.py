@@ -20,19 +20,18 @@ from cluster.preflight.code import read_code
 from cluster.preflight.facts import PACKAGES, installed_folders
 from orchestrator.store import Store
 from tests.support import hosts as hosts_support
-from tests.support.hosts import Hosts
+from tests.support.hosts import WORK, Hosts
 from tests.support.ray_hosts import QUIET, RAY, Cluster
 from tests.support.rex import REXCTL, counting_spec
 
-WORK = "/tmp/rexwork"  # every host has a /tmp of its own
 OTHER_MINDSPORE = "rexhost2 has MindSpore 2.9.0 instead of 2.10.0"
 
 
 class Differing(Cluster):
     """Three hosts with a Ray node each, every one with a work_root of its own."""
 
-    def __init__(self, hosts: Hosts, folder: Path) -> None:
-        super().__init__(hosts, folder, work_root=WORK, min_free_disk_gib=0.03)
+    def __init__(self, hosts: Hosts) -> None:
+        super().__init__(hosts, min_free_disk_gib=0.03)
         self.store = Store(self.home.database_url)
 
     def start_ray(self, host: int, python_path: str) -> None:
@@ -46,7 +45,7 @@ class Differing(Cluster):
 
     def refused(self, *arguments: str) -> str:
         """What rexctl says of bad input."""
-        done = self.hosts.run(1, [REXCTL, *arguments], env={"REX_HOME": str(self.home.path)}, timeout=120)
+        done = self.hosts.run(1, [REXCTL, *arguments], env=self.rex_env, timeout=120)
         assert done.returncode == 2, (done.stdout, done.stderr)
         return done.stderr
 
@@ -104,9 +103,9 @@ def cluster() -> Iterator[Differing]:
     with tempfile.TemporaryDirectory(prefix="rexhosts", dir="/var/tmp") as name:
         folder = Path(name)
         with Hosts(folder, 3) as hosts:
-            made = Differing(hosts, folder)
+            made = Differing(hosts)
             small = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", WORK]
-            assert hosts.run(3, ["mkdir", WORK]).returncode == 0 and hosts.run(3, small).returncode == 0
+            assert hosts.run(3, small).returncode == 0
             for host, path in ((1, ""), (2, other_mindspore(folder)), (3, older_code(folder))):
                 made.start_ray(host, path)
             made.rexctl("up")

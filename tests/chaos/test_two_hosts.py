@@ -1,29 +1,24 @@
-"""A gang over two hosts that share nothing but a folder: real Ray nodes, real msrun on each."""
+"""A gang over two hosts that share nothing but an S3 and an MLflow server: real Ray nodes, real msrun on each."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.support import hosts as hosts_support
-from tests.support.hosts import Hosts
-from tests.support.ray_hosts import Cluster
+from tests.support.radosgw import missing_for_radosgw
+from tests.support.ray_hosts import Cluster, lone_hosts
 from tests.support.rex import REXCTL, counting_spec
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    lacking = hosts_support.missing()
-    if lacking is not None:
-        pytest.skip(f"not run: hosts in network namespaces: {lacking}")
-    with tempfile.TemporaryDirectory(prefix="rexhosts", dir="/var/tmp") as name, Hosts(Path(name), 2) as hosts:
-        cluster = Cluster(hosts, Path(name))
-        cluster.up()
+    lacking = hosts_support.missing() or missing_for_radosgw()
+    if lacking:
+        pytest.skip(f"not run: hosts in network namespaces with a store outside: {lacking}")
+    with lone_hosts(2) as cluster:
         yield cluster
-        cluster.rexctl("down", "--now")
 
 
 def test_gang_over_two_hosts_runs_to_its_end(cluster: Cluster) -> None:
@@ -50,5 +45,5 @@ def test_first_fault_on_one_host_ends_the_gang_on_both_and_it_resumes(cluster: C
 
 def test_more_nodes_than_the_cluster_has_is_refused(cluster: Cluster) -> None:
     spec = counting_spec(cluster.folder / "wide.yaml", gang={"nodes": 3, "workers_per_node": 1})
-    done = cluster.hosts.run(1, [REXCTL, "submit", str(spec)], env={"REX_HOME": str(cluster.home.path)})
+    done = cluster.hosts.run(1, [REXCTL, "submit", str(spec)], env=cluster.rex_env)
     assert done.returncode == 2 and "gang.nodes is 3, the cluster has 2 nodes" in done.stderr

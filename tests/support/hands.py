@@ -1,7 +1,7 @@
 """Hands outside: what a host cannot do to its own cable or power switch, done by the test on the machine around it.
 
-A process inside a host asks (`python hands.py ask FOLDER WHAT HOST`) by a file in a shared folder and waits; `Hands`
-serves it in a thread.
+A process on the first host asks (`python hands.py ask FOLDER WHAT HOST`) by a file in that host's own folder, which the
+machine around it sees, and waits; `Hands` serves it in a thread.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _WAIT_S = 60.0
 
 
 class Hands:
-    """Pulls cables and switches hosts off and on, until left."""
+    """Pulls cables, switches hosts off and on, stops servers, until left."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster, self.folder = cluster, cluster.folder / "asked"
@@ -32,8 +32,9 @@ class Hands:
     def commands(self) -> dict[str, list[str]]:
         """The chaos plan's commands."""
         ask = [sys.executable, __file__, "ask", str(self.folder)]
-        names = ("cut", "heal", "power_off", "power_on", "start_ray_node")
-        return {name: [*ask, name, "{host}"] for name in names}
+        hosts = ("cut", "slow", "heal", "power_off", "power_on", "start_ray_node")
+        servers = ("stop_store", "start_store", "stop_mlflow", "start_mlflow")
+        return {name: [*ask, name, "{host}"] for name in hosts} | {name: [*ask, name, "-"] for name in servers}
 
     def __enter__(self) -> Hands:
         self._thread.start()
@@ -49,20 +50,27 @@ class Hands:
         while not self._over.wait(0.05):
             for asked in sorted(self.folder.glob("*.asked")):
                 what, host = asked.stem.split("@")
-                self._do(what, int(host.removeprefix("rexhost")))
+                if host == "-":
+                    self._do_to_a_server(*what.split("_"))
+                else:
+                    self._do_to_a_host(what, int(host.removeprefix("rexhost")))
                 self.done.append(asked.stem)
                 asked.rename(asked.with_suffix(".done"))
 
-    def _do(self, what: str, host: int) -> None:
+    def _do_to_a_server(self, what: str, name: str) -> None:
+        assert self.cluster.outside is not None
+        {"stop": self.cluster.outside.stop, "start": self.cluster.outside.start}[what](name)
+
+    def _do_to_a_host(self, what: str, host: int) -> None:
         hosts = self.cluster.hosts
         if what == "cut":
             hosts.cut(host)
+        elif what == "slow":
+            hosts.slow(host)
         elif what == "heal":
-            # Its raylet may have been called dead meanwhile, and end itself when it hears of it: it is started anew.
-            hosts.kill(host)
             hosts.heal(host)
-            hosts.boot(host)
-            self.cluster.join(host)
+            if not self.cluster.has_ray(host):  # called dead meanwhile, it ends itself
+                self.cluster.join(host)
         elif what == "power_off":
             hosts.cut(host)  # peers see no reset, as when the power goes
             hosts.kill(host)

@@ -1,6 +1,6 @@
 """Several hosts on one machine, each with its own network address, process table, /tmp, home and shared memory.
 
-Host I (from 1) answers at 10.77.0.(10+I), this machine at 10.77.0.1. Needs root and iproute2.
+Host I (from 1) answers at 10.77.0.(10+I), this machine at OUTSIDE. Needs root and iproute2.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_BRIDGE = "rexbr0"
+OUTSIDE = "10.77.0.1"
+WORK = "/tmp/rexwork"  # a folder for attempts: every host's own, as its /tmp is
+_WIRE = Path(__file__).with_name("wire.py")
+_BRIDGE, _BRIDGE_MAC = "rexbr0", "02:00:0a:4d:00:01"  # else it takes one of its ports', and changes with them
+_DISK = "rexdisk"  # how the mounts of a killed run are found again
 _LOCK = Path(tempfile.gettempdir()) / "rexhosts.lock"
 
 
@@ -36,11 +40,25 @@ def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
 
-class Hosts:
-    """`count` hosts whose files below `folder` are shared, and nothing else."""
+def _mute(link: str) -> None:
+    """This machine itself is not to answer on that interface: without its bridge it is a cable's loose end."""
+    Path(f"/proc/sys/net/ipv4/conf/{link}/arp_ignore").write_text("8")  # answers for no address
+    ipv6 = Path(f"/proc/sys/net/ipv6/conf/{link}/disable_ipv6")
+    if ipv6.exists():
+        ipv6.write_text("1")
 
-    def __init__(self, folder: Path, count: int) -> None:
-        self.folder, self.count = folder, count
+
+class Hosts:
+    """`count` hosts, which see this machine's files and the same `folder`, and share nothing else.
+
+    Args:
+        alone: of `folder` each one sees only its own part (`own`), at the same path as from outside.
+        disk_bytes: size of a file system that each one has for WORK; it outlives a power cut. None: a plain folder.
+    """
+
+    def __init__(self, folder: Path, count: int, *, alone: bool = False, disk_bytes: int | None = None) -> None:
+        self.folder, self.count, self.alone, self.disk_bytes = folder, count, alone, disk_bytes
+        self._wires: dict[int, subprocess.Popen[bytes]] = {}
         self._holders: dict[int, subprocess.Popen[bytes]] = {}
         self._inits: dict[int, int] = {}
         self._started: list[subprocess.Popen[bytes]] = []
@@ -57,14 +75,17 @@ class Hosts:
         return self
 
     def _bring_up(self) -> None:
-        _ip("link", "add", _BRIDGE, "type", "bridge")
-        _ip("addr", "add", "10.77.0.1/24", "dev", _BRIDGE)
+        _ip("link", "add", _BRIDGE, "address", _BRIDGE_MAC, "type", "bridge")
+        _ip("addr", "add", f"{OUTSIDE}/24", "dev", _BRIDGE)
         _ip("link", "set", _BRIDGE, "up")
         for host in range(1, self.count + 1):
             self._plug(host)
+            self._make_disk(host)
             self._boot(host)
 
     def __exit__(self, *exception: object) -> None:
+        for host in tuple(self._wires):
+            self._take_wire_out(host)
         for host in tuple(self._holders):
             self.kill(host)  # its first process: the kernel ends all the others
         for process in self._started:
@@ -73,9 +94,14 @@ class Hosts:
         os.close(self._lock)
 
     def _unplug(self) -> None:
+        for mount in Path("/proc/self/mounts").read_text().splitlines():
+            source, where, *_ = mount.split()
+            if source == _DISK:
+                subprocess.run(["umount", where], check=False, capture_output=True)
         for host in range(1, self.count + 1):
             # By name, now: with its namespace alone the kernel would take it away some time later.
-            subprocess.run(["ip", "link", "del", f"rexv{host}"], check=False, capture_output=True)
+            for link in (f"rexv{host}", f"rexw{host}"):
+                subprocess.run(["ip", "link", "del", link], check=False, capture_output=True)
             subprocess.run(["ip", "netns", "del", f"rexhost{host}"], check=False, capture_output=True)
         subprocess.run(["ip", "link", "del", _BRIDGE], check=False, capture_output=True)
 
@@ -84,8 +110,30 @@ class Hosts:
         _ip("link", "set", f"rexv{host}", "nomaster")
 
     def heal(self, host: int) -> None:
-        """Put the cable back."""
+        """Put the cable back, and a good one."""
+        if host in self._wires:
+            self._take_wire_out(host)
         _ip("link", "set", f"rexv{host}", "master", _BRIDGE)
+
+    def slow(self, host: int, *, delay_s: float = 0.1, loss: float = 0.02, seed: int = 1) -> None:
+        """Put a bad cable in: every frame is late by `delay_s`, either way, and that share of them is lost."""
+        near, far = f"rexw{host}", f"rexx{host}"
+        _ip("link", "add", near, "type", "veth", "peer", "name", far)
+        for link in (near, far):
+            _mute(link)
+        _ip("link", "set", f"rexv{host}", "nomaster")
+        _ip("link", "set", near, "master", _BRIDGE, "up")
+        _ip("link", "set", far, "up")
+        words = [sys.executable, str(_WIRE), f"rexv{host}", far, str(delay_s), str(loss), str(seed)]
+        self._wires[host] = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *words], stdin=subprocess.DEVNULL)
+
+    def _take_wire_out(self, host: int) -> None:
+        wire = self._wires.pop(host)
+        was_there = wire.poll() is None
+        wire.kill()
+        wire.wait()
+        _ip("link", "del", f"rexw{host}")
+        assert was_there, f"the wire of host {host} ended by itself"
 
     def kill(self, host: int) -> None:
         """End every process of the host at once. Its peers see resets, unless the cable was cut before."""
@@ -99,24 +147,39 @@ class Hosts:
         """Start a killed host again: empty process table, new incarnation, the same files."""
         self._boot(host)
 
+    def own(self, host: int) -> Path:
+        """The host's own part of the folder, seen at this path from inside and from outside."""
+        return self.folder / f"host-{host}"
+
+    def work(self, host: int) -> Path:
+        """The host's WORK, seen from outside."""
+        return self.own(host) / "tmp" / Path(WORK).relative_to("/tmp")
+
     def _plug(self, host: int) -> None:
         space = f"rexhost{host}"
         _ip("netns", "add", space)
         _ip("link", "add", f"rexv{host}", "type", "veth", "peer", "name", "eth0", "netns", space)
         _ip("link", "set", f"rexv{host}", "master", _BRIDGE, "up")
+        _mute(f"rexv{host}")
         _ip("-n", space, "addr", "add", f"{self.address(host)}/24", "dev", "eth0")
         _ip("-n", space, "link", "set", "eth0", "up")
         _ip("-n", space, "link", "set", "lo", "up")
 
+    def _make_disk(self, host: int) -> None:
+        self.work(host).mkdir(parents=True)
+        if self.disk_bytes is not None:
+            size = f"size={self.disk_bytes}"
+            subprocess.run(["mount", "-t", "tmpfs", "-o", size, _DISK, str(self.work(host))], check=True)
+
     def _boot(self, host: int) -> None:
-        own = self.folder / f"host-{host}"
+        own = self.own(host)
         for name in ("tmp", "home"):
             (own / name).mkdir(parents=True, exist_ok=True)
         ready = own / "booted"
         ready.unlink(missing_ok=True)
         script = (  # bash stays: the first process buries orphans
             f"set -e; hostname rexhost{host}; mount -t tmpfs -o size=2g tmpfs /dev/shm; {self._keep(own / 'tmp')}"
-            f"mount --rbind '{own / 'tmp'}' /tmp; touch '{ready}'; sleep infinity & wait"
+            f"mount --rbind '{own / 'tmp'}' /tmp; {self._hide(own)}touch '{ready}'; sleep infinity & wait"
         )
         space = ["ip", "netns", "exec", f"rexhost{host}"]
         spaces = ["unshare", "--pid", "--mount", "--ipc", "--uts", "--fork", "--kill-child", "--mount-proc"]
@@ -128,6 +191,13 @@ class Hosts:
             time.sleep(0.05)
         children = Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text().split()
         self._inits[host] = int(children[0])
+
+    def _hide(self, own: Path) -> str:
+        """Commands that leave of the folder only the host's own part."""
+        if not self.alone:
+            return ""
+        hide = f"mount --bind '{own}' /mnt; mount -t tmpfs tmpfs '{self.folder}'; mkdir '{own}'"
+        return f"{hide}; mount --move /mnt '{own}'; "
 
     @staticmethod
     def _keep(tmp: Path) -> str:
@@ -145,20 +215,23 @@ class Hosts:
     def command(self, host: int, command: Sequence[str], env: dict[str, str] | None = None) -> list[str]:
         """The command line that runs `command` on a host, in its own home."""
         spaces = ["nsenter", "-t", str(self._inits[host]), "--net", "--pid", "--mount", "--ipc", "--uts"]
-        own = {"HOME": str(self.folder / f"host-{host}" / "home"), **(env or {})}
+        own = {"HOME": str(self.own(host) / "home"), **(env or {})}
         return [*spaces, "env", *(f"{name}={value}" for name, value in own.items()), *command]
 
     def run(self, host: int, command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
         env = options.pop("env", None)
         return subprocess.run(self.command(host, command, env), capture_output=True, text=True, check=False, **options)
 
-    def start(self, host: int, command: Sequence[str], log: Path, env: dict[str, str] | None = None) -> None:
+    def start(
+        self, host: int, command: Sequence[str], log: Path, env: dict[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         """Start something that stays until the host ends."""
         with log.open("ab") as output:
             process = subprocess.Popen(
                 self.command(host, command, env), stdin=subprocess.DEVNULL, stdout=output, stderr=output
             )
         self._started.append(process)
+        return process
 
     def processes(self, host: int) -> list[str]:
         """The command line of every process of the host."""

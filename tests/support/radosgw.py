@@ -1,4 +1,4 @@
-"""A real S3 server for tests: one Ceph monitor, one in-memory OSD, one RADOS gateway, all on loopback.
+"""A real S3 server for tests: one Ceph monitor, one in-memory OSD, one RADOS gateway, on loopback.
 
 The daemons run in the foreground as our own children, with a folder and free ports of their own; they die with us
 (PDEATHSIG) and are ended one by one, by the process objects that we hold.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -65,16 +66,19 @@ def missing_for_radosgw() -> str:
 
 
 class RadosGateway:
-    """`start()`, use `endpoint`, `stop()`. The gateway alone can be stopped and started again: an outage."""
+    """`start()`, use `endpoint`, `stop()`. The gateway alone can be stopped and started again: an outage.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    It answers at `address`, everything behind it on loopback.
+    """
+
+    def __init__(self, folder: Path, address: str = "127.0.0.1") -> None:
+        self._folder, self._address = folder, address
         self._port, self._mon_v2, self._mon_v1 = _free_ports(3)
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://{self._address}:{self._port}"
 
     def start(self) -> None:
         """Bring the cluster up; RuntimeError with the end of the logs if it does not come."""
@@ -91,9 +95,16 @@ class RadosGateway:
 
     def start_gateway(self) -> None:
         # Without tcp_nodelay each answer in two pieces waits 40 ms for a delayed acknowledgement.
-        frontend = f"--rgw-frontends=beast endpoint=127.0.0.1:{self._port} tcp_nodelay=1"
+        frontend = f"--rgw-frontends=beast endpoint={self._address}:{self._port} tcp_nodelay=1"
         self._spawn("gateway", "radosgw", "-n", "client.rgw", frontend)
         self._wait("gateway", self._answers)
+
+    def pause_gateway(self) -> None:
+        """An outage of the other kind: connections are taken, nothing answers."""
+        self._daemons["gateway"].send_signal(signal.SIGSTOP)
+
+    def go_on_with_gateway(self) -> None:
+        self._daemons["gateway"].send_signal(signal.SIGCONT)
 
     def stop_gateway(self) -> None:
         self._end("gateway")

@@ -1,11 +1,14 @@
-"""A Ray cluster over several hosts, one node on each; the control plane runs on the first."""
+"""A Ray cluster over several hosts, one node on each; the control plane runs on the first and keeps its home there."""
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,8 @@ import yaml
 from orchestrator.settings import Home
 from orchestrator.store import Store
 from orchestrator.view import job_view
-from tests.support.hosts import Hosts
+from tests.support.hosts import WORK, Hosts
+from tests.support.outside import Outside
 from tests.support.rex import REXCTL, counting_spec
 
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -22,49 +26,69 @@ _RAY_NODE = [RAY, "start", "--block", "--num-cpus=2", "--include-log-monitor=fal
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 
 
-class Cluster:
-    """The control plane's state directory and the attempts' folder are shared with the test, by path."""
+_DISK_BYTES = 256 << 20  # of each host that is alone, for its attempts
 
-    def __init__(self, hosts: Hosts, folder: Path, **settings: Any) -> None:
-        self.hosts, self.folder = hosts, folder
-        path = folder / "home"
+
+class Cluster:
+    """Attempts lie below WORK on every host. `folder` is the first host's own, which the test sees at the same path.
+
+    With `outside`, checkpoints and tracking go there; without, the hosts have to share their folder.
+    """
+
+    def __init__(self, hosts: Hosts, *, outside: Outside | None = None, **settings: Any) -> None:
+        self.hosts, self.folder, self.outside = hosts, hosts.own(1), outside
+        self.env = {**QUIET, **(outside.env if outside else {})}
+        self._rays: dict[int, subprocess.Popen[bytes]] = {}
+        path = self.folder / "rex"
         path.mkdir()
-        values = {"ray_address": f"{hosts.address(1)}:6379", "work_root": str(folder / "work"), **settings}
+        values = {"ray_address": f"{hosts.address(1)}:6379", "work_root": WORK, **settings}
+        if outside is not None:
+            values |= {"objects": outside.objects, "mlflow_uri": outside.mlflow_uri}
         (path / "config.yaml").write_text(yaml.safe_dump(values))
         self.home = Home(path)
 
+    @property
+    def credentials(self) -> dict[str, Any]:
+        """What a job file has to name for its processes to reach the store."""
+        return {"from_env": sorted(self.outside.env)} if self.outside else {}
+
     def up(self) -> None:
-        """Ray on every host, then the control plane."""
-        first = self.hosts.address(1)
-        head = [*_RAY_NODE, "--head", "--port=6379", "--include-dashboard=false"]
-        self.hosts.start(1, [*head, f"--node-ip-address={first}"], self.folder / "ray-1.log", QUIET)
-        for host in range(2, self.hosts.count + 1):
+        """Ray on every host, one by one: it gives up when its processes take 30 s to start. Then the control plane."""
+        for host in range(1, self.hosts.count + 1):
             self.join(host)
-            self._wait_for_ray(host)  # one by one: Ray gives up when its processes take 30 s to start
         self.rexctl("up")
         self.wait_for_nodes(self.hosts.count)
 
-    def join(self, host: int) -> None:
-        """Start a Ray node on a host that has none."""
-        node = [*_RAY_NODE, f"--address={self.hosts.address(1)}:6379"]
-        address = f"--node-ip-address={self.hosts.address(host)}"
-        self.hosts.start(host, [*node, address], self.folder / f"ray-{host}.log", QUIET)
+    def join(self, host: int, env: dict[str, str] | None = None) -> None:
+        """Start a Ray node on a host that has none, and wait until it runs."""
+        where = ["--head", "--port=6379", "--include-dashboard=false"]
+        if host > 1:
+            where = [f"--address={self.hosts.address(1)}:6379"]
+        command = [*_RAY_NODE, f"--node-ip-address={self.hosts.address(host)}", *where]
+        log = self.hosts.folder / f"ray-{host}.log"
+        log.write_bytes(b"")
+        self._rays[host] = self.hosts.start(host, command, log, {**self.env, **(env or {})})
+        self._wait_for_ray(host)
+
+    def has_ray(self, host: int) -> bool:
+        """Does the host's Ray node still run?"""
+        return self._rays[host].poll() is None
 
     def _wait_for_ray(self, host: int) -> None:
-        log = self.folder / f"ray-{host}.log"
+        log = self.hosts.folder / f"ray-{host}.log"
         deadline = time.monotonic() + 90
         while "Ray runtime started" not in log.read_text(errors="replace"):
-            assert time.monotonic() < deadline, log.read_text(errors="replace")
+            assert time.monotonic() < deadline and self.has_ray(host), log.read_text(errors="replace")
             time.sleep(0.2)
 
-    def renew(self, host: int) -> None:
-        """Boot a host anew, whatever state it is in, and have its Ray node join again."""
+    def renew(self, host: int, env: dict[str, str] | None = None) -> None:
+        """Boot a host anew, whatever state it is in, and have its Ray node join again (with that environment)."""
         if self.hosts.is_up(host):
             self.hosts.kill(host)
         self.hosts.heal(host)
         self.wait_for_nodes(self.hosts.count - 1)
         self.hosts.boot(host)
-        self.join(host)
+        self.join(host, env)
         self.wait_for_nodes(self.hosts.count)
 
     def wait_for_nodes(self, count: int) -> None:
@@ -73,23 +97,31 @@ class Cluster:
             assert time.monotonic() < deadline, Store(self.home.database_url).nodes()
             time.sleep(0.2)
 
+    @property
+    def rex_env(self) -> dict[str, str]:
+        return {**self.env, "REX_HOME": str(self.home.path)}
+
     def rexctl(self, *arguments: str) -> Any:
-        done = self.hosts.run(1, [REXCTL, *arguments], env={"REX_HOME": str(self.home.path)}, timeout=120)
+        done = self.hosts.run(1, [REXCTL, *arguments], env=self.rex_env, timeout=120)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     def submit(self, *arguments: object, nodes: int = 2, **more: Any) -> str:
         """Submit the counting program with one rank on each node."""
-        spec = counting_spec(self.folder / "job.yaml", *arguments, gang={"nodes": nodes, "workers_per_node": 1}, **more)
+        gang = {"nodes": nodes, "workers_per_node": 1}
+        options = {"gang": gang, "credentials": self.credentials, **more}
+        spec = counting_spec(self.folder / "job.yaml", *arguments, **options)
         return str(json.loads(self.rexctl("submit", str(spec), "--json"))["job_id"])
 
-    def submit_canary(self, *arguments: object, nodes: int) -> str:
+    def submit_canary(self, *arguments: object, nodes: int, **more: Any) -> str:
         """Submit the product's own canary with one rank on each node."""
         spec = {
             "name": "canary",
             "gang": {"nodes": nodes, "workers_per_node": 1},
             "program": {"module": "cluster.chaos.canary", "args": [str(argument) for argument in arguments]},
             "retry": {"backoff_s": 0.2},
+            "credentials": self.credentials,
+            **more,
         }
         path = self.folder / "canary.yaml"
         path.write_text(yaml.safe_dump(spec))
@@ -119,6 +151,22 @@ class Cluster:
 
     def record(self, job: str, attempt: int, node_rank: int, name: str) -> dict[str, Any]:
         """What the supervisor of that node left: start.json or ended.json."""
-        path = self.folder / "work" / job / f"attempt-{attempt}" / f"node-{node_rank}" / name
+        host = self.status(job)["attempts"][attempt - 1]["hosts"][node_rank]
+        work = self.hosts.work(int(host.removeprefix("rexhost")))
+        path = work / job / f"attempt-{attempt}" / f"node-{node_rank}" / name
         read: dict[str, Any] = json.loads(path.read_text())
         return read
+
+
+@contextmanager
+def lone_hosts(count: int, **settings: Any) -> Iterator[Cluster]:
+    """A cluster over hosts that share nothing but an S3 and an MLflow server; up, and down afterwards."""
+    with (
+        tempfile.TemporaryDirectory(prefix="rexhosts", dir="/var/tmp") as name,
+        Hosts(Path(name), count, alone=True, disk_bytes=_DISK_BYTES) as hosts,
+        Outside(Path(name) / "outside") as outside,
+    ):
+        cluster = Cluster(hosts, outside=outside, **{"min_free_disk_gib": 0.01, **settings})
+        cluster.up()
+        yield cluster
+        cluster.rexctl("down", "--now")
