@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from cluster.storage.chain.checkpoints import CheckpointStore
 from jobs import certificate, contract
 from jobs.contract import Exit, Heartbeat, HeartbeatSender, Phase, Report, write_report
 from jobs.errors import CorruptCheckpoint, FencedError, StoreUnavailable
+from jobs.manifest import Manifest
 
 STATE = "state"  # the checkpoint's file, 32 bytes
 _COMMIT_TRIES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -37,12 +39,24 @@ def state_after(steps: int) -> bytes:
     return state
 
 
+def result(steps: int) -> tuple[int, str, list[str]]:
+    """Step, certificate and SHA-256 of each file of the last checkpoint of an undisturbed run."""
+    digest = certificate.START
+    for step in range(1, steps + 1):
+        digest = entry_after(digest, step).digest
+    return steps, digest, [hashlib.sha256(state_after(steps)).hexdigest()]
+
+
+def entry_after(before: str, step: int) -> certificate.Entry:
+    return certificate.extend(before, step=step, samples=b"", loss=1.0 / step, random_state=b"")
+
+
 def advance(state: bytes, step: int) -> bytes:
     return hashlib.sha256(state + str(step).encode()).digest()
 
 
 class Canary:
-    """One rank. Rank 0 alone pins the attempt, resumes and commits; the others only count."""
+    """One rank. Rank 0 alone pins the attempt, resumes and commits (in the background); the others only count."""
 
     def __init__(self, given: argparse.Namespace, env: Mapping[str, str]) -> None:
         self.given = given
@@ -59,6 +73,8 @@ class Canary:
         self.parent: str | None = None
         self.digest, self.entries = certificate.START, list[certificate.Entry]()
         self.stopped = False
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self.committing: Future[Manifest] | None = None
         signal.signal(signal.SIGTERM, self._stop)
         contract.dump_stacks_on_request(self.rank)
 
@@ -69,16 +85,18 @@ class Canary:
         if self.rank == 0:
             self._resume()
         began = time.time()
-        while self.step < self.given.steps:
-            if self.stopped:
-                self._commit()
-                return Exit.DRAINED
+        while self.step < self.given.steps and not self.stopped:
             time.sleep(self.given.step_s)
             self._advance(began)
+            self._collect()
             if self.step % self.given.commit_every == 0:
-                self._commit()
-        self._commit()
-        return Exit.DONE
+                self._begin_commit()
+        self.beat = replace(self.beat, phase=Phase.DRAINING.value, at=time.time())
+        self.sender.send("heartbeat", self.beat)
+        self._collect(wait=True)
+        self._begin_commit()
+        self._collect(wait=True)
+        return Exit.DONE if self.step == self.given.steps else Exit.DRAINED
 
     def _resume(self) -> None:
         start = self.store.start_attempt(self.attempt, must_resume=self.must_resume)
@@ -94,49 +112,63 @@ class Canary:
     def _advance(self, began: float) -> None:
         self.step += 1
         self.state = advance(self.state, self.step)
-        loss = 1.0 / self.step
-        entry = certificate.extend(self.digest, step=self.step, samples=b"", loss=loss, random_state=b"")
+        entry = entry_after(self.digest, self.step)
         self.entries.append(entry)
         self.digest = entry.digest
         self.beat = replace(
             self.beat,
             phase=Phase.TRAINING.value,
             step=self.step,
-            loss=loss,
+            loss=1.0 / self.step,
             first_step_at=self.beat.first_step_at or time.time(),
             seconds={Phase.TRAINING.value: time.time() - began},
             at=time.time(),
         )
         self.sender.send("heartbeat", self.beat)
 
-    def _commit(self) -> None:
-        """Commit the state if it is not; a store that is away is waited for, for half a minute in all."""
-        if self.rank != 0 or not self.entries:
+    def _begin_commit(self) -> None:
+        """Commit what is not committed, in the background. While an earlier commit is under way it is left to the next
+        one: training waits for no store."""
+        if self.rank != 0 or not self.entries or self.committing is not None:
             return
+        lines, self.entries = certificate.to_lines(self.entries), []
+        self.committing = self.pool.submit(self._commit, self.step, self.state, self.digest, lines, self.parent)
+
+    def _collect(self, *, wait: bool = False) -> None:
+        """Take note of a commit that is done; raises what it raised."""
+        if self.committing is None or not (wait or self.committing.done()):
+            return
+        manifest, self.committing = self.committing.result(), None
+        self.parent = manifest.name
+        committed = {"manifest": manifest.name, "step": manifest.step, "sha256": manifest.sha256()}
+        self.beat = replace(self.beat, checkpoint=committed)
+        self.sender.send("heartbeat", self.beat)
+
+    def _commit(self, step: int, state: bytes, digest: str, lines: bytes, parent: str | None) -> Manifest:
+        """A store that is away is waited for, for half a minute in all; not by one who is asked to end."""
         for wait_s in _COMMIT_TRIES_S:
             try:
-                self._commit_once()
+                return self._commit_once(step, state, digest, lines, parent)
             except StoreUnavailable:
                 if self.stopped:
                     raise
                 time.sleep(wait_s)
-            else:
-                return
-        self._commit_once()
+        return self._commit_once(step, state, digest, lines, parent)
 
-    def _commit_once(self) -> None:
+    def _commit_once(self, step: int, state: bytes, digest: str, lines: bytes, parent: str | None) -> Manifest:
         with tempfile.TemporaryDirectory() as folder:
-            state, trail = Path(folder, STATE), Path(folder, certificate.FILE)
-            state.write_bytes(self.state)
-            trail.write_bytes(certificate.to_lines(self.entries))
-            manifest = self.store.commit(
+            file, trail = Path(folder, STATE), Path(folder, certificate.FILE)
+            file.write_bytes(state)
+            trail.write_bytes(lines)
+            return self.store.commit(
                 attempt=self.attempt,
-                step=self.step,
+                step=step,
                 epoch=0,
-                samples=self.step,
-                parent=self.parent,
-                files={STATE: state, certificate.FILE: trail},
-                certificate=self.digest,
+                samples=step,
+                parent=parent,
+                files={STATE: file, certificate.FILE: trail},
+                history={certificate.FILE},
+                certificate=digest,
                 config_sha256=hashlib.sha256(b"canary").hexdigest(),
                 world_size=self.world_size,
                 seed=0,
@@ -144,10 +176,6 @@ class Canary:
                 versions={"python": sys.version.split()[0]},
                 metrics={},
             )
-        self.entries.clear()
-        self.parent = manifest.name
-        committed = {"manifest": manifest.name, "step": self.step, "sha256": manifest.sha256()}
-        self.beat = replace(self.beat, checkpoint=committed)
 
     def leave(self, code: Exit, reason: str) -> int:
         if self.reports:

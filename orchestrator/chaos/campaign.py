@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.gang import Gangs
+from cluster.chaos import canary
+from cluster.gang import Gangs, Node
 from cluster.storage import open_store
 from cluster.storage.chain.checkpoints import CheckpointStore
 from jobs.errors import ClusterUnreachable, NotFoundError, RetryableError, RexError, StackError
@@ -23,7 +25,8 @@ from orchestrator.submit import read_spec, submit
 from orchestrator.view import job_view
 
 _PATIENCE_S = 900.0  # for one job, whatever hits it
-_LOOK_S = 60.0  # for the nodes to say who is left
+_LOOK_S = 60.0  # for every host to say who is left
+_ANSWER_S = 15.0  # for one node: one that was switched off stays on Ray's list for a minute
 _POLL_S = 0.2
 
 
@@ -52,24 +55,27 @@ class Campaign:
         self.plan, self.stack, self.store, self.gangs = plan, stack, store, gangs
         self.strikes = Strikes(plan, gangs, stack)
         self._base = base
-        self._undisturbed: dict[bool, str] = {}
+        self._undisturbed: str | None = None
 
     def spec(self, kind: Kind) -> JobSpec:
         """The job for that kind of fault: one that lasts until somebody's patience is over, where that is needed."""
-        canary = self.plan.canary
-        if canary.job is not None:
-            return read_spec((self._base or Path()) / canary.job, self.stack.home)
-        steps = canary.steps
+        given = self.plan.canary
+        if given.job is not None:
+            return read_spec((self._base or Path()) / given.job, self.stack.home)
+        steps = given.steps
         if kind.patient:
             patience_s = self.stack.home.settings.lease_s + self.plan.pause_s
-            steps = max(steps, math.ceil(patience_s / (1 - LATEST_OF_PATIENT) / canary.step_s))
-        return canary_spec(canary, steps)
+            steps = max(steps, math.ceil(patience_s / (1 - LATEST_OF_PATIENT) / given.step_s))
+        return canary_spec(given, steps)
 
-    def undisturbed(self, kind: Kind) -> str:
-        """What the job for that kind of fault ends with where nothing happens; it is run once."""
-        if kind.patient not in self._undisturbed:
-            self._undisturbed[kind.patient] = self._run_undisturbed(self.spec(kind))
-        return self._undisturbed[kind.patient]
+    def undisturbed(self, spec: JobSpec) -> str:
+        """What the job ends with where nothing happens: the canary's is known, a job of the user's is run once."""
+        if self.plan.canary.job is None:
+            arguments = list(spec.program.args)
+            return _digest_of(canary.result(int(arguments[arguments.index("--steps") + 1])))
+        if self._undisturbed is None:
+            self._undisturbed = self._run_undisturbed(spec)
+        return self._undisturbed
 
     def _run_undisturbed(self, spec: JobSpec) -> str:
         job = submit(spec, self.store, self.stack.home).id
@@ -83,9 +89,10 @@ class Campaign:
     def try_one(self, fault: Fault) -> Trial:
         """Strike a fresh job, and judge. Whatever was done has been undone on return."""
         kind = KINDS[fault.kind]
-        expected_digest = self.undisturbed(kind)
+        spec = self.spec(kind)
+        expected_digest = self.undisturbed(spec)
         submitted_at = time.time()
-        job = submit(self.spec(kind), self.store, self.stack.home).id
+        job = submit(spec, self.store, self.stack.home).id
         struck: list[dict[str, Any] | None] = []
         at_step: list[int] = []
 
@@ -142,20 +149,28 @@ class Campaign:
             time.sleep(_POLL_S)
 
     def _look(self, job: str, tokens: list[str]) -> list[dict[str, Any]]:
-        """What every node that can be asked testifies."""
-        looks, asked = [], set()
+        """What every host testifies that has a node which can be asked. A host may be on Ray's list twice."""
+        looks: dict[str, dict[str, Any]] = {}
         deadline = time.monotonic() + _LOOK_S
         while time.monotonic() < deadline:
-            missing = [node for node in self.gangs.nodes() if node.alive and node.id not in asked]
+            missing = [node for node in self.gangs.nodes() if node.alive and node.host not in looks]
             if not missing:
                 break
-            for node in missing:
-                try:
-                    looks.append(self.gangs.on_node(node.id, "look", self.stack.home.work_root, job, tokens))
-                    asked.add(node.id)
-                except ClusterUnreachable:
-                    time.sleep(1.0)  # it may just be coming back
-        return looks
+            with ThreadPoolExecutor(len(missing)) as pool:
+                looks.update(
+                    (look["host"], look) for look in pool.map(lambda n: self._ask(n, job, tokens), missing) if look
+                )
+        return list(looks.values())
+
+    def _ask(self, node: Node, job: str, tokens: list[str]) -> dict[str, Any] | None:
+        """What a node testifies; None if it does not answer now: it may just be coming back."""
+        try:
+            work_root = self.stack.home.work_root
+            look: dict[str, Any] = self.gangs.on_node(node.id, "look", work_root, job, tokens, timeout_s=_ANSWER_S)
+        except ClusterUnreachable:
+            time.sleep(1.0)
+            return None
+        return look
 
     def _digest(self, job: str) -> tuple[str | None, tuple[str, ...]]:
         """What the job's newest checkpoint holds, and the problems of the chain that leads there."""
@@ -168,8 +183,8 @@ class Campaign:
                     return None, ("there is none",)
                 checkpoints.verify(newest)
                 problems = [] if checkpoints.history(newest) else ["it is empty"]
-                files = ":".join(sorted(entry.sha256 for entry in newest.files if not entry.history))
-                return f"{newest.step}:{newest.certificate}:{files}", tuple(problems)
+                files = sorted(entry.sha256 for entry in newest.files if not entry.history)
+                return _digest_of((newest.step, newest.certificate, files)), tuple(problems)
             except RetryableError:
                 time.sleep(2.0)  # the store may just be coming back
             except (RexError, NotFoundError) as error:
@@ -177,16 +192,22 @@ class Campaign:
         return None, ("the store does not answer",)
 
 
-def canary_spec(canary: Canary, steps: int) -> JobSpec:
+def _digest_of(end: tuple[int, str, list[str]]) -> str:
+    step, certificate, files = end
+    return f"{step}:{certificate}:{':'.join(files)}"
+
+
+def canary_spec(given: Canary, steps: int) -> JobSpec:
     """The canary as a job."""
-    arguments = ("--steps", steps, "--step_s", canary.step_s, "--commit_every", canary.commit_every)
+    arguments = ("--steps", steps, "--step_s", given.step_s, "--commit_every", given.commit_every)
     return build_spec(
         {
             "name": "canary",
-            "gang": {"nodes": canary.nodes, "workers_per_node": canary.workers_per_node},
+            "gang": {"nodes": given.nodes, "workers_per_node": given.workers_per_node},
             "program": {"module": "cluster.chaos.canary", "args": [str(word) for word in arguments]},
             "retry": {"backoff_s": 0.5},
-            "limits": {"hang_s": max(5.0, 20 * canary.step_s)},
+            "limits": {"hang_s": max(5.0, 20 * given.step_s)},
+            "credentials": given.credentials.model_dump(),
         },
         "the canary",
     )

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jobs.errors import SpecError
+from jobs.spec import Credentials
 
 Expectation = Literal["untouched", "goes_on"]
 
@@ -66,6 +67,7 @@ class Canary(_Section):
     steps: int = Field(default=200, ge=10, description="more, where a lease has to run out while it trains")
     step_s: float = Field(default=0.1, gt=0)
     commit_every: int = Field(default=20, ge=1)
+    credentials: Credentials = Credentials()
     job: str | None = Field(default=None, description="path of a job file, relative to the plan")
 
 

@@ -21,7 +21,7 @@ from orchestrator.store import AttemptRow
 
 _LOG = logging.getLogger("rexctl.chaos")
 _COMMAND_S = 60.0
-_SECOND_S = 3.0  # an interruption of the network that nobody's lease should notice
+_BLINK_SHARE = 4  # of a lease: TCP is back within twice a blink, and nobody's lease should notice
 
 
 class Strikes:
@@ -96,11 +96,12 @@ class Strikes:
         if not hit:
             return None
         node = hit[int(fault.pick * len(hit))]
+        lease_s = self.stack.home.settings.lease_s
         first, then, pause_s = {
-            "blink_network": ("cut", "heal", _SECOND_S),
-            "cut_network": ("cut", "heal", self.stack.home.settings.lease_s + self.plan.pause_s),
+            "blink_network": ("cut", "heal", lease_s / _BLINK_SHARE),
+            "cut_network": ("cut", "heal", lease_s + self.plan.pause_s),
             "slow_network": ("slow", "heal", self.plan.pause_s),
-            "power_off": ("power_off", "power_on", self.stack.home.settings.lease_s + self.plan.pause_s),
+            "power_off": ("power_off", "power_on", lease_s + self.plan.pause_s),
         }[fault.kind]
         self._run(first, node)
         self._later(pause_s, lambda: self._run(then, node))

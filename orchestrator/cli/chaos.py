@@ -48,7 +48,8 @@ def command(  # noqa: PLR0917 - typer's options
     gangs.connect()
     campaign = Campaign(chosen, stack, store, gangs, base=plan.parent if plan else None)
     trials = []
-    say("each job is run once without a fault, to know what it ends with")
+    if chosen.canary.job is not None:
+        say(f"{chosen.canary.job} is run once without a fault, to know what it ends with")
     for fault in todo:
         trial = campaign.try_one(fault)
         trials.append(trial)

@@ -35,8 +35,8 @@ class Following:
         clock: Callable[[], float],
         steady: Callable[[], float],
     ) -> None:
-        self.store, self.gangs, self.clock = store, gangs, clock
-        self.teardown = Teardown(store, gangs, Watch(gangs.register, steady), provider, clock)
+        self.store, self.gangs, self.clock, self._steady = store, gangs, clock, steady
+        self.teardown = Teardown(store, gangs, Watch(gangs.register, steady), provider, clock=clock, steady=steady)
         self._stopping: dict[tuple[str, int], float] = {}  # when force was last used
 
     def follow(self, row: JobRow, views: list[NodeView]) -> None:
@@ -141,8 +141,8 @@ class Following:
             self._force_stop(row, attempt, "peer_fault")
 
     def _force_stop(self, row: JobRow, attempt: AttemptRow, why: str) -> None:
-        key, now = (row.id, attempt.number), self.clock()
-        if now - self._stopping.get(key, 0.0) > _FORCE_AGAIN_S:
+        key, now = (row.id, attempt.number), self._steady()
+        if now - self._stopping.get(key, -_FORCE_AGAIN_S) >= _FORCE_AGAIN_S:
             self._stopping[key] = now
             self.gangs.stop(row.id, attempt.number, row.spec.gang.nodes, why, 0.0)
 

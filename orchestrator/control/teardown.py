@@ -24,7 +24,7 @@ from orchestrator.control.provider import Provider
 from orchestrator.store import AttemptRow, JobRow, Store
 
 _LOG = logging.getLogger("rexctl.teardown")
-_PORT_S = 30.0  # from the end of an attempt until a master port that is still taken counts as a stranger's
+_PORT_S = 30.0  # after which a master port that is still taken counts as a stranger's
 _PLACING_S = 5.0  # an agent that was never heard of for so long may be called off
 
 Record = dict[str, Any]
@@ -33,8 +33,19 @@ Record = dict[str, Any]
 class Teardown:
     """Collects the certificates of ending attempts; what it keeps beside the store may be lost without harm."""
 
-    def __init__(self, store: Store, gangs: Gangs, watch: Watch, provider: Provider, clock: Callable[[], float]):
-        self.store, self.gangs, self.watch, self.provider, self.clock = store, gangs, watch, provider, clock
+    def __init__(
+        self,
+        store: Store,
+        gangs: Gangs,
+        watch: Watch,
+        provider: Provider,
+        *,
+        clock: Callable[[], float],
+        steady: Callable[[], float],
+    ) -> None:
+        self.store, self.gangs, self.watch, self.provider = store, gangs, watch, provider
+        self.clock, self._steady = clock, steady
+        self._port_since: dict[tuple[str, int, int], float] = {}  # since when a master port was seen to be taken
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="certify")
         self._certifying: dict[tuple[str, int, int], Future[Record]] = {}
         self.silent: set[str] = set()  # ids of nodes whose lease ran out: nothing is placed there until they answer
@@ -61,6 +72,8 @@ class Teardown:
     def forget(self, job: str, attempt: int, nodes: int) -> None:
         """The attempt has ended."""
         self.watch.forget(job, attempt, nodes)
+        for node_rank in range(nodes):
+            self._port_since.pop((job, attempt, node_rank), None)
 
     def _of_node(self, row: JobRow, attempt: AttemptRow, view: NodeView) -> Record | None:
         if view.report is None:
@@ -68,7 +81,7 @@ class Teardown:
         self.watch.heard((row.id, attempt.number, view.node_rank))
         self.silent.discard(attempt.nodes[view.node_rank]["id"])
         record: Record | None = view.report["ended"]
-        held = self._held(record) if record is not None else {}
+        held = self._held((row.id, attempt.number, view.node_rank), record) if record is not None else {}
         if not held:
             return record
         self._once(row, "teardown_incomplete", {"node": view.node_rank, **held})
@@ -134,14 +147,18 @@ class Teardown:
             record = self._in_background(row, view, certify, launch.to_json(), view.node_rank)  # Ray was restarted here
         else:
             return None
-        return None if record is None or self._held(record) else record
+        key = (row.id, attempt.number, view.node_rank)
+        return None if record is None or self._held(key, record) else record
 
-    def _held(self, record: Record) -> dict[str, Any]:
+    def _held(self, key: tuple[str, int, int], record: Record) -> dict[str, Any]:
         """What of the node is not released yet. A port alone holds nothing up for long: the sweep found no process of
-        ours, so a stranger has it, and the next attempt takes another one."""
+        ours, so a stranger has it, and the next attempt takes another one. (When the record was made is told by the
+        node's clock, which may be any.)"""
         held = left(record)
-        is_strangers = set(held) == {"port"} and self.clock() - float(record.get("at", 0.0)) > _PORT_S
-        return {} if is_strangers else held
+        if set(held) != {"port"}:
+            return held
+        since = self._port_since.setdefault(key, self._steady())
+        return {} if self._steady() - since > _PORT_S else held
 
     def _in_background(
         self, row: JobRow, view: NodeView, make: Callable[..., Record], *arguments: Any

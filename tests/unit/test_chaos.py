@@ -14,8 +14,11 @@ from typing import Any
 import pytest
 
 from cluster.chaos import faults as node_faults
-from cluster.chaos.canary import advance, state_after
+from cluster.chaos.canary import advance, result, state_after
 from cluster.node.processes import is_alive
+from cluster.storage import open_store
+from cluster.storage.chain.checkpoints import CheckpointStore
+from jobs import contract
 from jobs.errors import SpecError
 from orchestrator.chaos.campaign import Trial
 from orchestrator.chaos.oracle import Evidence, overlaps, verdict
@@ -140,6 +143,25 @@ def test_canary_that_lost_or_repeated_a_step_ends_with_another_state() -> None:
     state = state_after(10)
     assert advance(state_after(9), 10) == state
     assert advance(advance(state_after(9), 10), 10) != state != state_after(9)
+
+
+def run_canary(store: Path, *, steps: int, commit_every: int, attempt: int = 1) -> int:
+    env = {**os.environ, contract.ENV_STORE: f"file://{store}", contract.ENV_JOB: "j"}
+    env[contract.ENV_ATTEMPT] = str(attempt)
+    words = ["--steps", str(steps), "--step_s", "0.001", "--commit_every", str(commit_every)]
+    return subprocess.run([sys.executable, "-m", "cluster.chaos.canary", *words], env=env, check=False).returncode
+
+
+def test_canary_ends_with_what_is_computed_for_it_however_often_it_commits_and_resumes(tmp_path: Path) -> None:
+    for commit_every, first in ((7, 23), (1000, 40)):
+        store = tmp_path / f"store-{commit_every}-{first}"
+        store.mkdir()
+        assert run_canary(store, steps=first, commit_every=commit_every) == 0
+        assert first == 40 or run_canary(store, steps=40, commit_every=commit_every, attempt=2) == 0
+        newest = CheckpointStore(open_store(f"file://{store}"), "j").newest()
+        assert newest is not None
+        files = [file.sha256 for file in newest.files if not file.history]
+        assert (newest.step, newest.certificate, files) == result(40) != result(39)
 
 
 @pytest.fixture
