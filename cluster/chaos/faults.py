@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from cluster.node.ending import ENDED_FILE, ENV_SUPERVISES
 from cluster.node.processes import find_by_environment, started_at
 from jobs.contract import ENV_TOKEN
 
+_ENDING_S = 5.0  # a supervisor that has said how its attempt ended is about to end itself
 VICTIMS = ("worker", "msrun", "scheduler", "supervisor", "agent", "ray_node")
 
 
@@ -109,10 +110,27 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def look(work_root: str, job: str, tokens: Iterable[str]) -> dict[str, Any]:
+def _left_of(tokens: Iterable[str]) -> list[str]:
+    """Number and command line of every process that carries one of the tokens."""
+    found = {
+        pid for token in tokens for name in (ENV_TOKEN, ENV_SUPERVISES) for pid in find_by_environment(name, token)
+    }
+    return [f"{pid} {' '.join(_words(pid))}".strip() for pid in sorted(found)]
+
+
+def _words(pid: int) -> list[str]:
+    """Its command line; nothing where it has just ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")
+    except OSError:
+        return []
+
+
+def look(work_root: str, job: str, tokens: Collection[str]) -> dict[str, Any]:
     """What this node can testify: who is left of these attempts, and when each of them began and ended here."""
-    names = (ENV_TOKEN, ENV_SUPERVISES)
-    orphans = sorted({pid for token in tokens for name in names for pid in find_by_environment(name, token)})
+    deadline = time.monotonic() + _ENDING_S
+    while (orphans := _left_of(tokens)) and time.monotonic() < deadline:
+        time.sleep(0.1)
     spans = []
     for start in sorted(Path(work_root, job).glob("attempt-*/node-*/start.json")):
         end = start.with_name(ENDED_FILE)

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from cluster.canary import result
-from cluster.storage.checkpoints import CheckpointStore
 
+from cluster.chaos.canary import result
 from cluster.storage import open_store
+from cluster.storage.chain.checkpoints import CheckpointStore
 from orchestrator.chaos.plan import KINDS
 from orchestrator.store import Store
 from tests.campaigns.hosts import run
