@@ -40,7 +40,7 @@ chaos: setup ## 200 faults on three hosts, with the canary (hours); writes docs/
 	@$(BIN)/python -m tests.campaigns.hosts $(ARGS)
 
 bench: setup ## measure; prints ratios against a peer or limit of the same run
-	@$(BIN)/python -m benchmarks
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 lock: setup ## write requirements.lock anew from pyproject.toml
 	@$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 --generate-hashes \

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME...]`: run the benchmarks, write docs/benchmarks.md when all were run."""
+"""`python -m benchmarks [NAME...]`: run the benchmarks and write docs/benchmarks.md, or the parts of it that were named."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from benchmarks.step import torch_python
 from rexnet import kernels
 
 ALL = ("step", "pipeline", "first_step", "start", "stall", "transfer", "hosts")
+_HEAD = "# Benchmarks\n\nWritten by `make bench`; every ratio is of pairs measured in turn in one run.\n"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 
 
@@ -34,20 +35,23 @@ def machine() -> str:
     return f"{os.cpu_count()} CPUs ({model}, {instructions}), Python {platform.python_version()}, {packages}"
 
 
+def write_section(name: str, rows: list[str]) -> None:
+    """Put the newest run of one benchmark in its place on the page; the others' stay, each with its own date."""
+    text = PAGE.read_text() if PAGE.exists() else ""
+    sections = dict(part.split("\n", 1) for part in text.split("\n## ")[1:])
+    sections[name] = f"\n{date.today().isoformat()}: {machine()}.\n\n{HEADER}\n" + "\n".join(rows) + "\n"
+    PAGE.write_text(_HEAD + "".join(f"\n## {known}\n{sections[known]}" for known in ALL if known in sections))
+
+
 def main() -> int:
-    names = sys.argv[1:] or list(ALL)
-    rows = []
-    for name in names:
+    for name in sys.argv[1:] or ALL:
+        rows = []
         for result in importlib.import_module(f"benchmarks.{name}").run():
             rows.append(result.row())
             print(rows[-1], flush=True)
-    if not sys.argv[1:]:
-        text = (
-            "# Benchmarks\n\nWritten by `make bench`; every ratio is of pairs measured in turn in one run.\n\n"
-            f"{date.today().isoformat()}: {machine()}.\n\n{HEADER}\n" + "\n".join(rows) + "\n"
-        )
-        PAGE.write_text(text)
-        print(f"wrote {PAGE}")
+        if rows:
+            write_section(name, rows)
+    print(f"wrote {PAGE}")
     return 0
 
 

@@ -48,7 +48,11 @@ def _beside(name: str, limit_s: float, seconds: list[float], note: str) -> Resul
 
 def _training(cluster: Cluster, nodes: int) -> tuple[str, dict[str, Any]]:
     job = cluster.submit_canary(*_CANARY, nodes=nodes)
-    return job, cluster.wait(job, lambda s: s["progress"]["step"] > 15 and s["checkpoint"] is not None)
+
+    def trains(status: dict[str, Any]) -> bool:
+        return status["progress"]["step"] > 15 and status["checkpoint"] is not None and len(status["ranks"]) == nodes
+
+    return job, cluster.wait(job, trains)
 
 
 def _cancel(cluster: Cluster, job: str) -> None:

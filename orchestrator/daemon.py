@@ -27,6 +27,7 @@ from orchestrator.store.changes import Changes
 
 _LOG = logging.getLogger("rexctl.daemon")
 _TICK_S = 0.4  # between two rounds, unless somebody writes to the store
+_IDLE_S = 2.0  # the same while no job is active
 _LOOK_S = 0.05
 _SERVICES_S = 5.0  # how often the local services are looked at
 _RESTART_S = (0.5, 1, 2, 5, 10)
@@ -59,8 +60,9 @@ def serve(home: Home, stopped: threading.Event) -> int:
         if where != (stack.ray_address, stack.mlflow_uri):
             _LOG.warning("action=restart services have moved from %s", where)
             return 1
+        idle = False
         try:
-            loop.tick()
+            idle = loop.tick()
         except ClusterUnreachable as error:
             _LOG.warning("action=restart %s", error)
             return 1
@@ -70,14 +72,14 @@ def serve(home: Home, stopped: threading.Event) -> int:
             # A bug, or a fault nobody thought of: this tick concluded nothing, and the jobs are as they were.
             _LOG.exception("action=retry")
             stopped.wait(5.0)
-        _pause(stopped, changes)
+        _pause(stopped, changes, _IDLE_S if idle and changes.watched else _TICK_S)
     effects.shutdown()
     return 0
 
 
-def _pause(stopped: threading.Event, changes: Changes) -> None:
+def _pause(stopped: threading.Event, changes: Changes, most_s: float) -> None:
     """Until the next round is due or somebody else has written: a job that was submitted waits for no clock."""
-    due = time.monotonic() + _TICK_S
+    due = time.monotonic() + most_s
     changes.seen()  # what this process has just written calls for no further round
     while not stopped.wait(_LOOK_S) and time.monotonic() < due and not changes.seen():
         pass

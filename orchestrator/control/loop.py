@@ -45,11 +45,12 @@ class Loop:
         self.store, self.gangs, self.effects, self.census, self.clock = store, gangs, effects, census, clock
         self.following = Following(store, gangs, provider=provider or Provider(None), clock=clock, steady=steady)
 
-    def tick(self) -> None:
-        """One round. ClusterUnreachable and RetryableError mean that nothing was concluded."""
+    def tick(self) -> bool:
+        """One round; is no job under way? ClusterUnreachable and RetryableError mean that nothing was concluded."""
         active = self.store.jobs(active=True)
         # Asked before the agents are: one that is being created while we look is missing, and that says nothing.
         launching = {(e.job_id, e.attempt) for e in self.store.pending_effects() if e.effect is Effect.LAUNCH}
+        idle = not active
         active = [row for row in active if (row.id, row.job.attempt) not in launching]
         views = self.look(active)
         self.census.step()
@@ -57,10 +58,12 @@ class Loop:
             self._guarded(row, self.following.follow, views[row.id, row.job.attempt])
         self.following.teardown.listen()
         for row in self.store.jobs(active=False):
+            idle = False
             self._guarded(row, self._wake)
         self.commit(plan(self.snapshot()))
         self.effects.step()
         self.store.set_flag(READY, self.clock())
+        return idle
 
     def _guarded(self, row: JobRow, step: Callable[..., None], *arguments: Any) -> None:
         try:

@@ -17,6 +17,11 @@ class Changes:
             self._connection = sqlite3.connect(f"file:{engine.url.database}?mode=ro", uri=True, timeout=0)
         self._version = self._read()
 
+    @property
+    def watched(self) -> bool:
+        """Does `seen` know?"""
+        return self._connection is not None
+
     def seen(self) -> bool:
         """Was anything committed since the last call? Not knowing is no."""
         version, self._version = self._version, self._read()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-TRAINING, STACK, RADOSGW, HOSTS = "training", "stack", "radosgw", "hosts"
+TRAINING, STACK, LOCAL, RADOSGW, HOSTS = "training", "stack", "local", "radosgw", "hosts"
 _PIECES = {
     "tests/integration/test_rexnet_training.py": TRAINING,  # before the validation, which takes its graphs
     "tests/integration/test_rexnet_validation.py": TRAINING,
@@ -21,7 +21,7 @@ _PIECES = {
 _LONGEST_FIRST = (
     HOSTS,
     TRAINING,
-    "tests/integration/test_faults.py",
+    LOCAL,
     STACK,
     "tests/acceptance/test_demo.py",
     RADOSGW,
@@ -37,6 +37,8 @@ def piece(nodeid: str) -> str:
         return RADOSGW
     if path.startswith("tests/chaos/"):
         return HOSTS  # of which a machine has one set at a time
+    if path.startswith("tests/integration/stack/"):
+        return LOCAL
     return _PIECES.get(path, path)
 
 

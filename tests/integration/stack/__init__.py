@@ -1,0 +1,1 @@
+"""What needs a stack on this machine: one is brought up for all of it."""
