@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME...]`: run the benchmarks and write docs/benchmarks.md, or the parts of it that were named."""
+"""`python -m benchmarks [NAME...]`: run the benchmarks and write docs/benchmarks.md, or its parts that were named."""
 
 from __future__ import annotations
 
