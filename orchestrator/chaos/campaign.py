@@ -12,6 +12,7 @@ from typing import Any
 
 from cluster.chaos import canary
 from cluster.gang import Gangs, Node
+from cluster.lease import MARGIN_S
 from cluster.storage import open_store
 from cluster.storage.chain.checkpoints import CheckpointStore
 from jobs.errors import ClusterUnreachable, NotFoundError, RetryableError, RexError, StackError
@@ -64,7 +65,7 @@ class Campaign:
             return read_spec((self._base or Path()) / given.job, self.stack.home)
         steps = given.steps
         if kind.patient:
-            patience_s = self.stack.home.settings.lease_s + self.plan.pause_s
+            patience_s = self.stack.home.settings.lease_s + MARGIN_S
             steps = max(steps, math.ceil(patience_s / (1 - LATEST_OF_PATIENT) / given.step_s))
         return canary_spec(given, steps)
 

@@ -21,6 +21,7 @@ from orchestrator.store import AttemptRow
 
 _LOG = logging.getLogger("rexctl.chaos")
 _COMMAND_S = 60.0
+_SECOND_S = 1.0
 _BLINK_SHARE = 4  # of a lease: TCP is back within twice a blink, and nobody's lease should notice
 
 
@@ -64,6 +65,7 @@ class Strikes:
             struck: dict[str, Any] | None = self.gangs.on_node(
                 node["id"], "fill_disk", self.stack.home.work_root, self.plan.pause_s
             )
+            self._later(self.plan.pause_s + _SECOND_S, lambda: None)  # undone there, by then
         else:
             agent = next((seen["agent"] for seen in view["nodes"] if seen["node_rank"] == rank), None)
             pause_s = self.plan.pause_s + (self.stack.home.settings.lease_s if KINDS[fault.kind].patient else 0.0)

@@ -59,6 +59,7 @@ class Clocks:
             "LD_PRELOAD": f"{_FOLDER}/sleep.so:{_library()}",
             "FAKETIME_TIMESTAMP_FILE": f"{_FOLDER}/offset",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "FAKETIME_FORCE_MONOTONIC_FIX": "0",  # else waits by the monotonic clock end at once, and Ray's with them
             "FAKETIME_CACHE_DURATION": "1",  # seconds until a jump is seen
         }
 
