@@ -265,9 +265,8 @@ class Session:
     def drain(self) -> None:
         """Commit the state for certain, and meet the other ranks; the caller exits DRAINED."""
         self.pulse.enter(Phase.DRAINING, stop_seen_at=self.stop.seen_at)
-        told_at = self.stop.seen_at or time.time()
         grace_s = float(os.environ.get(ENV_DRAIN_GRACE) or DRAIN_GRACE_S)
-        left_s = told_at + 0.9 * grace_s - time.time()  # the rest is for the barrier and the way out
+        left_s = 0.9 * grace_s - self.stop.waits_s  # the rest is for the barrier and the way out
         self._finish("KILLED", commit_s=max(1.0, left_s), timeout_s=2.0)
 
     def complete(self) -> None:

@@ -15,9 +15,9 @@ import signal
 import sys
 import time
 
-_TERM_AT: list[float] = []
+_TERM_AT: list[tuple[float, float]] = []
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: _TERM_AT.append(time.time()))
+    signal.signal(signal.SIGTERM, lambda *_: _TERM_AT.append((time.time(), time.monotonic())))
     if not __package__:  # run by its path: our parent, not our folder, belongs on the module path
         from pathlib import Path
 
@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> int:
         return describe(arguments)
     stop = StopRequest().install()
     if _TERM_AT:
-        stop.seen_at = _TERM_AT[0]
+        stop.take(*_TERM_AT[0])
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.INFO, stream=sys.stderr)
     pulse = Pulse(int(os.environ.get("RANK_ID", "0")) if os.environ.get("MS_ROLE") != "MS_SCHED" else -1)
     if pulse.now.rank >= 0:

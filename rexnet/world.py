@@ -17,7 +17,8 @@ class StopRequest:
     """Set by SIGTERM: the rank is to stop after the step on which all ranks agree."""
 
     def __init__(self) -> None:
-        self.seen_at: float | None = None
+        self.seen_at: float | None = None  # Unix time, for people
+        self._heard_at = 0.0  # by the monotonic clock
 
     def __bool__(self) -> bool:
         return self.seen_at is not None
@@ -29,7 +30,16 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.seen_at is None:
-            self.seen_at = time.time()
+            self.take(time.time(), time.monotonic())
+
+    def take(self, seen_at: float, heard_at: float) -> None:
+        """It came at that Unix time, which is that one by the monotonic clock."""
+        self.seen_at, self._heard_at = seen_at, heard_at
+
+    @property
+    def waits_s(self) -> float:
+        """Seconds since it came, whatever became of the wall clock; 0 if there is none."""
+        return time.monotonic() - self._heard_at if self else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -84,7 +84,7 @@ class Canary:
     def run(self) -> Exit:
         if self.rank == 0:
             self._resume()
-        began = time.time()
+        began = time.monotonic()
         while self.step < self.given.steps and not self.stopped:
             time.sleep(self.given.step_s)
             self._advance(began)
@@ -121,7 +121,7 @@ class Canary:
             step=self.step,
             loss=1.0 / self.step,
             first_step_at=self.beat.first_step_at or time.time(),
-            seconds={Phase.TRAINING.value: time.time() - began},
+            seconds={Phase.TRAINING.value: time.monotonic() - began},
             at=time.time(),
         )
         self.sender.send("heartbeat", self.beat)

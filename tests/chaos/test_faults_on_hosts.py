@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -57,27 +58,23 @@ def test_every_kind_of_fault_is_survived_with_the_bits_of_an_undisturbed_run(
 def test_wall_clock_that_jumps_an_hour_forward_and_back_moves_nothing_but_what_people_read(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the third host, for its Ray node, agent, supervisor, msrun and rank. The last jump lasts beyond the end."""
+    """On the third host, for its Ray node, agent, supervisor, msrun and rank. (S3 refuses whoever is a quarter of an hour
+    off: if that rank is the one that commits, its commits wait until the clock is right.)"""
     if lacking := missing_for_clocks():
         pytest.skip(f"not run: a clock that jumps: {lacking}")
     clocks = Clocks(cluster.hosts)
     cluster.renew(3, clocks.env)
     arguments = ("--steps", 150, "--step_s", 0.1, "--commit_every", 10)
     job = cluster.submit_canary(*arguments, nodes=3, env=clocks.env, limits={"hang_s": 10})
-    cluster.wait(job, lambda s: s["progress"]["step"] > 20)
-    (rank,) = [node["node_rank"] for node in cluster.status(job)["nodes"] if node["host"] == "rexhost3"]
-
-    def is_off_by(status: dict[str, Any], least_s: float, most_s: float) -> bool:
-        return any(r["rank"] == rank and least_s < r["at"] - time.time() < most_s for r in status["ranks"])
-
-    clocks.jump(3, 3600)
-    cluster.wait(job, lambda s: is_off_by(s, 3000, 4000))
-    clocks.jump(3, -3600)
-    cluster.wait(job, lambda s: is_off_by(s, -4000, -3000))
+    status = cluster.wait(job, lambda s: s["progress"]["step"] > 20)
+    (node,) = [node for node in status["nodes"] if node["host"] == "rexhost3"]
+    for part in ("agent", "supervisor"):
+        assert "libfaketime" in cluster.hosts.run(3, ["cat", f"/proc/{node[part]}/environ"]).stdout
+    for ahead_s in (3600, -3600, 0):
+        clocks.jump(3, ahead_s)
+        cluster.wait(job, partial(is_ahead, rank=node["node_rank"], by_s=ahead_s))
     ended = cluster.finish(job)
     assert (ended["state"], [attempt["cause"] for attempt in ended["attempts"]]) == ("succeeded", ["done"]), ended
-    record = cluster.record(job, 1, rank, "ended.json")
-    assert record["at"] < time.time() - 3000 and record["survivors"] == []
     for name, value in cluster.env.items():
         monkeypatch.setenv(name, value)
     row = Store(cluster.home.database_url).get(job)
@@ -85,3 +82,9 @@ def test_wall_clock_that_jumps_an_hour_forward_and_back_moves_nothing_but_what_p
     assert newest is not None
     files = [file.sha256 for file in newest.files if not file.history]
     assert (newest.step, newest.certificate, files) == result(150)
+
+
+def is_ahead(status: dict[str, Any], *, rank: int, by_s: float) -> bool:
+    """Is that rank's newest heartbeat from a clock which is ahead of ours by so much, give or take ten minutes?"""
+    (at,) = [seen["at"] for seen in status["ranks"] if seen["rank"] == rank]
+    return abs(at - time.time() - by_s) < 600

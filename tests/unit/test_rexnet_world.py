@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from jobs.errors import SpecError
-from rexnet.world import find_world, share_of
+from rexnet.world import StopRequest, find_world, share_of
 
 
 def test_ranks_take_equal_disjoint_shares() -> None:
@@ -48,3 +51,16 @@ def test_light_parts_import_neither_mindspore_nor_mlflow() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_stop_request_counts_its_age_by_a_clock_that_does_not_jump(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    stop = StopRequest().install()
+    assert not stop and stop.waits_s == 0.0
+    began = time.monotonic()
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.signal(signal.SIGTERM, before)
+    for jump_s in (3600.0, -3600.0):
+        now = time.time() + jump_s
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        assert stop and 0.0 <= stop.waits_s <= time.monotonic() - began
