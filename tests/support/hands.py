@@ -68,9 +68,7 @@ class Hands:
         elif what == "slow":
             hosts.slow(host)
         elif what == "heal":
-            hosts.heal(host)
-            if not self.cluster.has_ray(host):  # called dead meanwhile, it ends itself
-                self.cluster.join(host)
+            self.cluster.heal(host)
         elif what == "power_off":
             hosts.cut(host)  # peers see no reset, as when the power goes
             hosts.kill(host)

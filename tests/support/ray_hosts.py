@@ -81,6 +81,12 @@ class Cluster:
             assert time.monotonic() < deadline and self.has_ray(host), log.read_text(errors="replace")
             time.sleep(0.2)
 
+    def heal(self, host: int) -> None:
+        """Put the host's cable back in. A Ray node that was called dead meanwhile has ended itself: it gets another."""
+        self.hosts.heal(host)
+        if not self.has_ray(host):
+            self.join(host)
+
     def renew(self, host: int, env: dict[str, str] | None = None) -> None:
         """Boot a host anew, whatever state it is in, and have its Ray node join again (with that environment)."""
         if self.hosts.is_up(host):

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
+from tests.chaos.lone.conftest import LEASE_S
+from tests.support.ray_hosts import Cluster
 
-from tests.support import hosts as hosts_support
-from tests.support.radosgw import missing_for_radosgw
-from tests.support.ray_hosts import Cluster, lone_hosts
-
-LEASE_S = 12.0
-PROGRAM = ("--steps", 250, "--step_s", 0.1, "--commit_every", 20)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    lacking = hosts_support.missing() or missing_for_radosgw()
-    if lacking:
-        pytest.skip(f"not run: hosts in network namespaces with a store outside: {lacking}")
-    with lone_hosts(3, lease_s=LEASE_S, host_gone_command=["test", "-e", "/tmp/gone-{host}"]) as cluster:
-        yield cluster
+PROGRAM = ("--steps", 140, "--step_s", 0.1, "--commit_every", 20)  # beyond a lease, from step 25 on
 
 
 def training_away_from_the_head(cluster: Cluster) -> tuple[str, int, int]:
@@ -46,12 +32,12 @@ def test_cut_off_host_ends_itself_before_the_next_attempt_begins(cluster: Cluste
     """Silence: Ray would believe for a minute that the host is there, and its workers would count on for longer."""
     job, host, rank = training_away_from_the_head(cluster)
     cluster.hosts.cut(host)
-    went_on(cluster, job, says="its lease of 12 s ran out")
+    went_on(cluster, job, says=f"its lease of {LEASE_S:g} s ran out")
     ended = cluster.record(job, 1, rank, "ended.json")
     assert ended["stop_why"] == "lease_over" and ended["survivors"] == []
     began = min(cluster.record(job, 2, node, "start.json")["at"] for node in (0, 1))
     assert ended["at"] < began, "the two attempts overlapped"
-    cluster.renew(host)
+    cluster.heal(host)
 
 
 def test_host_that_the_provider_calls_gone_is_not_waited_for(cluster: Cluster) -> None:

@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-
-from tests.support import hosts as hosts_support
-from tests.support.radosgw import missing_for_radosgw
-from tests.support.ray_hosts import Cluster, lone_hosts
+from tests.support.ray_hosts import Cluster
 from tests.support.rex import REXCTL, counting_spec
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    lacking = hosts_support.missing() or missing_for_radosgw()
-    if lacking:
-        pytest.skip(f"not run: hosts in network namespaces with a store outside: {lacking}")
-    with lone_hosts(2) as cluster:
-        yield cluster
 
 
 def test_gang_over_two_hosts_runs_to_its_end(cluster: Cluster) -> None:
     job = cluster.submit("--steps", 30)
     ended = cluster.finish(job)
     assert ended["state"] == "succeeded", ended
-    assert sorted(ended["attempts"][0]["hosts"]) == ["rexhost1", "rexhost2"]
+    assert len(set(ended["attempts"][0]["hosts"])) == 2
     assert cluster.left_over() == []
 
 
 def test_first_fault_on_one_host_ends_the_gang_on_both_and_it_resumes(cluster: Cluster) -> None:
     job = cluster.submit("--steps", 120, "--commit_every", 15)
-    cluster.wait(job, lambda s: s["progress"]["step"] > 20 and s["checkpoint"] is not None)
-    pids = cluster.hosts.run(2, ["pgrep", "-f", "^.*python.*counting_program.py --steps"]).stdout.split()
+    status = cluster.wait(job, lambda s: s["progress"]["step"] > 20 and s["checkpoint"] is not None)
+    host = int(status["attempts"][0]["hosts"][1].removeprefix("rexhost"))
+    pids = cluster.hosts.run(host, ["pgrep", "-f", "^.*python.*counting_program.py --steps"]).stdout.split()
     assert pids
-    cluster.hosts.run(2, ["kill", "-9", pids[-1]])
+    cluster.hosts.run(host, ["kill", "-9", pids[-1]])
     ended = cluster.finish(job)
     first, second = ended["attempts"]
     assert (ended["state"], first["cause"], second["cause"]) == ("succeeded", "crash", "done"), ended
@@ -44,6 +30,6 @@ def test_first_fault_on_one_host_ends_the_gang_on_both_and_it_resumes(cluster: C
 
 
 def test_more_nodes_than_the_cluster_has_is_refused(cluster: Cluster) -> None:
-    spec = counting_spec(cluster.folder / "wide.yaml", gang={"nodes": 3, "workers_per_node": 1})
+    spec = counting_spec(cluster.folder / "wide.yaml", gang={"nodes": 4, "workers_per_node": 1})
     done = cluster.hosts.run(1, [REXCTL, "submit", str(spec)], env=cluster.rex_env)
-    assert done.returncode == 2 and "gang.nodes is 3, the cluster has 2 nodes" in done.stderr
+    assert done.returncode == 2 and "gang.nodes is 4, the cluster has 3 nodes" in done.stderr

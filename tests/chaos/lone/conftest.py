@@ -1,0 +1,25 @@
+"""Three hosts that share nothing but an S3 and an MLflow server: one cluster for all tests of this folder.
+
+Each test leaves three hosts that are up and on the network. Whatever needs a Ray node of another kind comes last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support import hosts as hosts_support
+from tests.support.radosgw import missing_for_radosgw
+from tests.support.ray_hosts import Cluster, lone_hosts
+
+LEASE_S = 8.0
+
+
+@pytest.fixture(scope="package")
+def cluster() -> Iterator[Cluster]:
+    lacking = hosts_support.missing() or missing_for_radosgw()
+    if lacking:
+        pytest.skip(f"not run: hosts in network namespaces with a store outside: {lacking}")
+    with lone_hosts(3, lease_s=LEASE_S, host_gone_command=["test", "-e", "/tmp/gone-{host}"]) as cluster:
+        yield cluster

@@ -1,0 +1,34 @@
+"""Each kind of fault once, on three hosts that share nothing but an S3 and an MLflow server, with the canary: `rexctl
+chaos` as typed, and its oracle's word."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from orchestrator.chaos.plan import KINDS
+from tests.campaigns.hosts import run
+from tests.support.ray_hosts import Cluster
+
+SPLIT = {
+    "killed": [kind for kind in KINDS if kind.startswith("kill_")],
+    "stopped": [kind for kind in KINDS if kind.startswith("stop_")],
+    "cut-off": [kind for kind in KINDS if not kind.startswith(("kill_", "stop_"))],
+}
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kinds", SPLIT.values(), ids=SPLIT.keys())
+def test_every_kind_of_fault_is_survived_with_the_bits_of_an_undisturbed_run(
+    cluster: Cluster, kinds: list[str], request: pytest.FixtureRequest
+) -> None:
+    report = cluster.folder / f"{request.node.callspec.id}.md"
+    canary = {"nodes": 2, "steps": 60, "commit_every": 10, "credentials": cluster.credentials}
+    done = run(cluster, report, timeout_s=1700, kinds=kinds, seed=11, canary=canary, pause_s=6.0)
+    assert done.returncode == 0, f"{done.stderr}\n{report.read_text() if report.exists() else ''}"
+    trials = json.loads(report.with_suffix(".json").read_text())
+    for trial in trials:  # shown with -rA
+        print(f"{trial['fault']['kind']}: {trial['ended_at'] - trial['submitted_at']:.1f} s, {trial['causes']}")
+    assert len(trials) == len(kinds) and all(trial["struck"] for trial in trials), "every fault hit something"
+    assert cluster.left_over() == []
