@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import Any
 
 import pytest
 
@@ -16,9 +15,9 @@ from tests.support.clocks import Clocks, missing_for_clocks
 from tests.support.ray_hosts import Cluster
 
 
-def is_ahead(status: dict[str, Any], *, rank: int, by_s: float) -> bool:
+def is_ahead(store: Store, job: str, rank: int, by_s: float, _: object) -> bool:
     """Is that rank's newest heartbeat from a clock which is ahead of ours by so much, give or take ten minutes?"""
-    (at,) = [seen["at"] for seen in status["ranks"] if seen["rank"] == rank]
+    (at,) = [beat["at"] for beat in store.attempt(job, 1).view["ranks"] if beat["rank"] == rank]
     return abs(at - time.time() - by_s) < 600
 
 
@@ -29,7 +28,7 @@ def test_wall_clock_that_jumps_an_hour_forward_and_back_moves_nothing_but_what_p
     hour off: if that rank is the one that commits, its commits wait until the clock is right.)"""
     if lacking := missing_for_clocks():
         pytest.skip(f"not run: a clock that jumps: {lacking}")
-    clocks = Clocks(cluster.hosts)
+    clocks, store = Clocks(cluster.hosts), Store(cluster.home.database_url)
     cluster.renew(3, clocks.env)
     arguments = ("--steps", 150, "--step_s", 0.1, "--commit_every", 10)
     job = cluster.submit_canary(*arguments, nodes=3, env=clocks.env, limits={"hang_s": 10})
@@ -39,12 +38,12 @@ def test_wall_clock_that_jumps_an_hour_forward_and_back_moves_nothing_but_what_p
         assert "libfaketime" in cluster.hosts.run(3, ["cat", f"/proc/{node[part]}/environ"]).stdout
     for ahead_s in (3600, -3600, 0):
         clocks.jump(3, ahead_s)
-        cluster.wait(job, partial(is_ahead, rank=node["node_rank"], by_s=ahead_s))
+        cluster.wait(job, partial(is_ahead, store, job, node["node_rank"], ahead_s))
     ended = cluster.finish(job)
     assert (ended["state"], [attempt["cause"] for attempt in ended["attempts"]]) == ("succeeded", ["done"]), ended
     for name, value in cluster.env.items():
         monkeypatch.setenv(name, value)
-    row = Store(cluster.home.database_url).get(job)
+    row = store.get(job)
     newest = CheckpointStore(open_store(row.store_uri, row.commit_protocol), job).newest()
     assert newest is not None
     files = [file.sha256 for file in newest.files if not file.history]
