@@ -65,7 +65,7 @@ class Campaign:
             return read_spec((self._base or Path()) / given.job, self.stack.home)
         steps = given.steps
         if kind.patient:
-            patience_s = self.stack.home.settings.lease_s + MARGIN_S
+            patience_s = self.stack.home.settings.lease_s + 2 * MARGIN_S  # until the other nodes have been told
             steps = max(steps, math.ceil(patience_s / (1 - LATEST_OF_PATIENT) / given.step_s))
         return canary_spec(given, steps)
 

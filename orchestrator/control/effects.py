@@ -123,7 +123,8 @@ class Effects:
         self._running = {job: future for job, future in self._running.items() if not future.done()}
         looked_at = set(self._running)
         for effect in self.store.pending_effects():
-            if effect.job_id not in looked_at and effect.not_before <= now:
+            waits = 0.0 < effect.not_before - now <= _RETRY_S[-1]  # not where the clock was set back
+            if effect.job_id not in looked_at and not waits:
                 self._running[effect.job_id] = self._pool.submit(self._run, effect)
             looked_at.add(effect.job_id)
 

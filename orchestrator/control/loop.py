@@ -104,7 +104,8 @@ class Loop:
 
     def _wake(self, row: JobRow) -> None:
         self.census.doubt(row)
-        due = row.job.not_before is None or self.clock() >= row.job.not_before
+        wait_s = 0.0 if row.job.not_before is None else row.job.not_before - self.clock()
+        due = not 0.0 < wait_s <= row.job.retry.backoff_max_s  # longer than ever granted: the clock was set back
         if row.state is State.BACKOFF and due:
             self.store.apply(row, BackoffElapsed(), now=self.clock(), action="backoff_elapsed")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import asdict
@@ -316,6 +317,35 @@ def test_master_port_that_a_stranger_took_holds_the_next_attempt_up_for_half_a_m
     assert world.store.attempt("j", 1).ended_at is None
     world.clock.now += 31
     world.tick_until(lambda: world.store.attempt("j", 1).ended_at is not None)
+
+
+def test_backoff_ends_soon_although_the_clock_was_set_back_an_hour(world: World) -> None:
+    world.launched()
+    world.gangs.views["j"] = [report(ended=ended(1))]
+    world.tick_until(lambda: world.state() is State.BACKOFF)
+    world.loop.tick()
+    assert world.state() is State.BACKOFF, "its time has not come"
+    world.clock.now -= 3600
+    world.loop.tick()
+    assert world.state() is not State.BACKOFF
+
+
+def test_effect_is_tried_again_soon_although_the_clock_was_set_back_an_hour(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing: Any = None
+    effects, ran = Effects(world.store, nothing, nothing, nothing, code=""), []
+    monkeypatch.setattr(effects, "_run", ran.append)
+    world.submit()
+    world.loop.tick()
+    (launch,) = world.store.pending_effects("j")
+    world.store.effect_failed(launch, "no answer", retry_at=time.time() + 20)
+    effects.step()
+    assert ran == [] and effects._running == {}, "its time has not come"
+    world.store.effect_failed(launch, "no answer", retry_at=time.time() + 3600)
+    effects.step()
+    effects._running["j"].result(30)
+    assert [effect.effect for effect in ran] == [Effect.LAUNCH]
 
 
 def test_grace_counts_from_when_the_workers_were_told(world: World) -> None:
