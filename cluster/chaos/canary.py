@@ -25,7 +25,7 @@ from cluster.storage.chain.checkpoints import CheckpointStore
 from jobs import certificate, contract
 from jobs.contract import Exit, Heartbeat, HeartbeatSender, Phase, Report, write_report
 from jobs.errors import CorruptCheckpoint, FencedError, StoreUnavailable
-from jobs.manifest import Manifest
+from jobs.manifest import Manifest, parse_name
 
 STATE = "state"  # the checkpoint's file, 32 bytes
 _COMMIT_TRIES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -84,6 +84,8 @@ class Canary:
     def run(self) -> Exit:
         if self.rank == 0:
             self._resume()
+        elif known := parse_name(self.must_resume or ""):
+            self.step = known[1]  # about where rank 0 goes on
         began = time.monotonic()
         while self.step < self.given.steps and not self.stopped:
             time.sleep(self.given.step_s)
