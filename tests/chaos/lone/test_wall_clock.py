@@ -9,7 +9,7 @@ import pytest
 
 from cluster.chaos.canary import result
 from cluster.storage import open_store
-from cluster.storage.checkpoints import CheckpointStore
+from cluster.storage.chain.checkpoints import CheckpointStore
 from orchestrator.store import Store
 from tests.support.clocks import Clocks, missing_for_clocks
 from tests.support.ray_hosts import Cluster
