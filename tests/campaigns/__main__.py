@@ -113,8 +113,8 @@ Written by `make campaigns` on {time.strftime("%Y-%m-%d", time.gmtime())}, Pytho
 
 *Detected*: verification names every checkpoint that the damage touches and no other, and the next attempt quarantines
 those on its way. *Wrong resume*: it started from anything but the newest checkpoint that is whole. After each kill the
-newest checkpoint is read back, the next attempt starts from it without quarantining anything, and a collection leaves
-no object and no unfinished upload that no manifest names.
+newest checkpoint is read back, the next attempt starts from it without quarantining anything, and a collection after
+its end leaves no object and no unfinished upload that no manifest names.
 """
 
 

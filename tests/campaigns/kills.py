@@ -1,7 +1,7 @@
 """Kills: a writer, and a collector, each a process of its own, SIGKILLed at seeded moments of its work.
 
-After each kill the newest checkpoint is the old or the new one, whole; the next attempt starts from it; and a
-collection leaves nothing that no manifest names.
+After each kill the newest checkpoint is the old or the new one, whole; the next attempt starts from it; and once
+that has ended, a collection leaves nothing that no manifest names.
 """
 
 from __future__ import annotations
@@ -134,9 +134,10 @@ def _killed(
 
 
 def _rubbish(uri: str, retention: Retention) -> list[str]:
-    """What a collection leaves behind that it should not."""
+    """What a collection leaves behind that it should not, once the second attempt has ended too: until then somebody
+    may still be writing what the killed one had begun to write."""
     store = open_store(uri)
-    collect(store, "j", retention)
+    collect(store, "j", retention, ended=2)
     named = {f.key for one in CheckpointStore(store, "j").manifests() if one.manifest for f in one.manifest.files}
     foreign = [info.key for info in store.list(OBJECT_PREFIX) if info.key not in named]
     left = store.leftovers("")
