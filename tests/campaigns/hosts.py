@@ -47,6 +47,13 @@ def run(cluster: Cluster, report: Path, *, timeout_s: float, **plan: Any) -> sub
         return cluster.hosts.run(1, command, env=cluster.rex_env, timeout=timeout_s)
 
 
+def training(cluster: Cluster) -> dict[str, Any]:
+    """The plan's `canary` for real training; its job file lies where `run` writes the plan."""
+    path = cluster.folder / "training.yaml"
+    path.write_text(yaml.safe_dump({**TRAINING, "credentials": cluster.credentials}))
+    return {"job": path.name}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
     parser.add_argument("--count", type=int, default=200, help="faults (default 200)")
@@ -61,9 +68,7 @@ def main() -> int:
     with lone_hosts(3, lease_s=LEASE_S) as cluster:
         canary: dict[str, Any] = {"nodes": 2, "steps": 80, "commit_every": 10, "credentials": cluster.credentials}
         if given.training:
-            training = {**TRAINING, "credentials": cluster.credentials}
-            (cluster.folder / "training.yaml").write_text(yaml.safe_dump(training))
-            canary = {"job": "training.yaml"}
+            canary = training(cluster)
         report = cluster.folder / f"{given.page}.md"
         done = run(cluster, report, timeout_s=48 * 3600, seed=given.seed, count=given.count, canary=canary, pause_s=6.0)
         for page in report.parent.glob(f"{given.page}.*"):
