@@ -24,9 +24,8 @@ from tests.support.rex import REXCTL, counting_spec
 RAY = str(Path(sys.executable).with_name("ray"))
 _RAY_NODE = [RAY, "start", "--block", "--num-cpus=2", "--include-log-monitor=false"]
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
-
-
 _DISK_BYTES = 256 << 20  # of each host that is alone, for its attempts
+_PROGRAMS = ("counting_program", "cluster.canary")
 
 
 class Cluster:
@@ -151,9 +150,10 @@ class Cluster:
         return self.wait(job, lambda s: s["state"] in ("succeeded", "failed", "cancelled"))
 
     def left_over(self) -> list[str]:
-        """Command lines of the counting program on any host that is up: one that is down has no process."""
+        """Command lines of our programs on any host that is up: one that is down has no process."""
         hosts = [host for host in range(1, self.hosts.count + 1) if self.hosts.is_up(host)]
-        return [args for host in hosts for args in self.hosts.processes(host) if "counting_program" in args]
+        seen = [args for host in hosts for args in self.hosts.processes(host)]
+        return [args for args in seen if any(program in args for program in _PROGRAMS)]
 
     def record(self, job: str, attempt: int, node_rank: int, name: str) -> dict[str, Any]:
         """What the supervisor of that node left: start.json or ended.json."""
