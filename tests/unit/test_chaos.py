@@ -9,21 +9,24 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from cluster.chaos import faults as node_faults
-from cluster.chaos.canary import advance, result, state_after
-from cluster.node.processes import is_alive
+from cluster import faults as node_faults
+from cluster.canary import advance, result, state_after
+from cluster.gang import Node
+from cluster.processes import is_alive
 from cluster.storage import open_store
 from cluster.storage.chain.checkpoints import CheckpointStore
 from jobs import contract
-from jobs.errors import SpecError
-from orchestrator.chaos.campaign import Trial
+from jobs.errors import ClusterUnreachable, SpecError
+from orchestrator.chaos.campaign import Campaign, Trial, canary_spec
 from orchestrator.chaos.oracle import Evidence, overlaps, verdict
 from orchestrator.chaos.plan import KINDS, Fault, Plan, faults, read_plan
 from orchestrator.chaos.report import page, write
+from orchestrator.settings import Home
+from orchestrator.stack import Stack
 
 
 def passing(kind: str = "kill_worker") -> Evidence:
@@ -112,6 +115,37 @@ def test_bad_plan_is_one_sentence(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(SpecError, match="chaos plan") as seen:
         read_plan(path)
     assert says in str(seen.value) and "\n" not in str(seen.value)
+
+
+class TwiceOnTheList:
+    """A host that was switched off and on: Ray still lists its earlier node, which never answers."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def nodes(self) -> list[Node]:
+        rows = [("gone", "h1", True), ("new", "h1", True), ("other", "h2", True), ("dead", "h3", False)]
+        return [Node(id=i, host=host, address="", cpus=1.0, npus=0.0, alive=alive) for i, host, alive in rows]
+
+    def on_node(self, node_id: str, *_: object, timeout_s: float) -> dict[str, Any]:
+        self.asked.append(node_id)
+        if node_id == "gone":
+            raise ClusterUnreachable("no answer")
+        return {"host": "h2" if node_id == "other" else "h1", "orphans": [], "spans": []}
+
+
+def test_each_host_testifies_once_whichever_of_its_nodes_answers(tmp_path: Path) -> None:
+    stack, gangs, nothing = Stack(Home(tmp_path)), TwiceOnTheList(), cast(Any, None)
+    looks = Campaign(Plan(), stack, nothing, cast(Any, gangs))._look("j", ["t"])
+    assert sorted(look["host"] for look in looks) == ["h1", "h2"]
+    assert sorted(gangs.asked) == ["gone", "new", "other"], "no host is asked again that has answered"
+
+
+def test_credentials_of_the_plan_reach_the_canary(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text("canary: {credentials: {from_env: [AWS_ACCESS_KEY_ID]}}")
+    plan = read_plan(path)
+    assert canary_spec(plan.canary, 10).credentials.from_env == ("AWS_ACCESS_KEY_ID",)
 
 
 def trial(number: int, *wrong: str) -> Trial:
