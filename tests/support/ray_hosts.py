@@ -25,7 +25,7 @@ RAY = str(Path(sys.executable).with_name("ray"))
 _RAY_NODE = [RAY, "start", "--block", "--num-cpus=2", "--include-log-monitor=false"]
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 _DISK_BYTES = 256 << 20  # of each host that is alone, for its attempts
-_PROGRAMS = ("counting_program", "cluster.canary")
+_PROGRAMS = ("counting_program", "cluster.chaos.canary")
 
 
 class Cluster:

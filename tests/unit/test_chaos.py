@@ -13,10 +13,10 @@ from typing import Any, cast
 
 import pytest
 
-from cluster import faults as node_faults
-from cluster.canary import advance, result, state_after
+from cluster.chaos import faults as node_faults
+from cluster.chaos.canary import advance, result, state_after
 from cluster.gang import Node
-from cluster.processes import is_alive
+from cluster.node.processes import is_alive
 from cluster.storage import open_store
 from cluster.storage.chain.checkpoints import CheckpointStore
 from jobs import contract
