@@ -11,7 +11,6 @@ import struct
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -21,12 +20,11 @@ from cluster.storage import open_store
 from cluster.storage.chain.checkpoints import CheckpointStore
 from cluster.storage.probe import probe
 from jobs.certificate import START
-from jobs.contract import ENV_COMMIT_PROTOCOL, ENV_DRAIN_GRACE, ENV_JOB, ENV_MLFLOW_RUN, ENV_STORE, Phase
+from jobs.contract import ENV_COMMIT_PROTOCOL, ENV_DRAIN_GRACE, ENV_JOB, ENV_STORE, Phase
 from jobs.errors import SpecError
 from jobs.manifest import Manifest
-from jobs.retention import Retention
 from rexnet import kernels, resume
-from rexnet.checkpoint import Arrays, CheckpointWriter, Progress, copy_arrays
+from rexnet.checkpoint import Arrays, Progress, copy_arrays
 from rexnet.data.batches import Batch, EvalBatches, TrainBatches
 from rexnet.data.folder import ImageFolder
 from rexnet.data.masks import dropout_mask, path_mask
@@ -34,16 +32,14 @@ from rexnet.data.order import SampleOrder
 from rexnet.device import Ranks, mix_precision, start_device
 from rexnet.evaluate import Evaluator
 from rexnet.graphs import GraphCache
-from rexnet.journal import Journal, Point
-from rexnet.keep import WeightsKeeper
+from rexnet.journal import Journal
 from rexnet.model import create_model
-from rexnet.provenance import code_version, library_versions
+from rexnet.outputs import Outputs
+from rexnet.provenance import library_versions
 from rexnet.pulse import Pulse
 from rexnet.recipe import Recipe, learning_rate
-from rexnet.saving import Schedule, parse_rule, running_time
 from rexnet.snapshot import Source, State
 from rexnet.step import ShareStatistics, TrainStep, average_decay
-from rexnet.tracking import Tracker
 from rexnet.trail import Trail
 from rexnet.world import StopRequest, World
 
@@ -109,22 +105,21 @@ class Session:
     def __enter__(self) -> Session:
         self.pulse.enter(Phase.RESUMING)
         uri = os.environ.get(ENV_STORE) or self.recipe.ckpt_store or f"file://{Path.cwd() / 'checkpoints'}"
-        self.store_uri, self.job = uri, os.environ.get(ENV_JOB, "bare")
-        self.objects = open_store(uri, os.environ.get(ENV_COMMIT_PROTOCOL) or "create-only")
+        job = os.environ.get(ENV_JOB, "bare")
+        objects = open_store(uri, os.environ.get(ENV_COMMIT_PROTOCOL) or "create-only")
         if self.world.is_first:
-            probe(self.objects)  # before a night is spent on what could never be saved
-        self.store = CheckpointStore(self.objects, self.job)
+            probe(objects)  # before a night is spent on what could never be saved
+        self.store = CheckpointStore(objects, job)
         self.start = resume.start_attempt(self.store, self.world, self.ranks)
         self.step = self._restore(self.start.manifest)
         self.journal = Journal(Path(f"journal-{self.start.attempt:06d}-rank{self.world.rank}.jsonl"))
-        self.tracker: Tracker | None = None
-        self.writer: CheckpointWriter | None = None
-        self.schedule: Schedule | None = None
-        self.keeper: WeightsKeeper | None = None
+        self.outputs: Outputs | None = None
         if self.world.is_first:
-            self.tracker, self.writer = self._open_outputs()
-            self.schedule = self._plan_saving()
-            self.keeper = WeightsKeeper(self.recipe, self.recipe.ckpt_save_dir)
+            state = State([Source.whole(parameter) for parameter in self.parameters] + self.train.sources())
+            self.outputs = Outputs(
+                self.recipe, self.world, self.store, self.start, state, objects=objects, job=job,
+                versions=self.versions, journal=self.journal, trail=self.trail, pulse=self.pulse,
+            )  # fmt: skip
         return self
 
     def __exit__(
@@ -132,8 +127,8 @@ class Session:
     ) -> None:
         self.batches.close()
         self.val_batches.close()
-        if self.tracker is not None and error is not None:
-            self.tracker.close("FAILED", timeout_s=1.0)
+        if self.outputs is not None and error is not None:
+            self.outputs.fail()
         self.journal.close()
 
     # -- the lines of the loop
@@ -143,9 +138,9 @@ class Session:
         recipe, step = self.recipe, self.step
         if not self.compiled:
             self.pulse.enter(Phase.COMPILING)
-        if self.writer is not None:
-            self.writer.check()
-        began, beside_commit = time.monotonic(), self.writer is not None and self.writer.busy
+        if self.outputs is not None:
+            self.outputs.check()
+        began, beside_commit = time.monotonic(), self.outputs is not None and self.outputs.is_committing
         micro_batches = self.batches.batch(step)
         self.lr = learning_rate(recipe, step, self.order.steps_per_epoch) * recipe.lr_factor(self.world.size)
         lam = micro_batches[0].lam
@@ -160,11 +155,11 @@ class Session:
         if not self.compiled:
             self.compiled = True
             self.graphs.publish()  # now, since the first validation may be hours away
-            if self.schedule is not None:
-                self.schedule.begin(time.monotonic())
+            if self.outputs is not None:
+                self.outputs.first_step_done()
             self.pulse.enter(Phase.TRAINING, first_step_at=time.time(), step=self.step)
-        elif self.schedule is not None:
-            self.schedule.stepped(time.monotonic() - began, beside_commit=beside_commit)
+        elif self.outputs is not None:
+            self.outputs.stepped(time.monotonic() - began, beside_commit=beside_commit)
         return mean_loss, num_stop > 0
 
     def record(self, loss: float) -> None:
@@ -172,7 +167,7 @@ class Session:
         epoch = self.order.epoch(self.step)
         self.pulse.update(
             step=self.step, epoch=epoch, loss=loss, images_per_s=self.images_per_s, stop_seen_at=self.stop.seen_at,
-            saving=self._saving(),
+            saving=self.outputs.saving() if self.outputs is not None else None,
         )  # fmt: skip
         self._note({"train_loss": loss, "lr": self.lr, "images_per_s": self.images_per_s})
         if self.world.is_first and self.step % self.recipe.log_interval == 0:
@@ -238,29 +233,23 @@ class Session:
 
     def keep_weights(self) -> None:
         """At an epoch's end: the recipe's weights' files, with what its validation gave if there was one."""
-        if self.keeper is not None and self.recipe.ckpt_save_policy:
+        if self.outputs is not None and self.recipe.ckpt_save_policy:
             top1 = self.metrics["top1"] if self.validation_is_due else None
-            self.keeper.add(self._arrays(), self.order.epoch(self.step), self.step, top1)
+            self.outputs.keep_weights(self._arrays(), self.order.epoch(self.step), self.step, top1)
 
     @property
     def checkpoint_is_due(self) -> bool:
         """Rank 0 decides, for it alone saves."""
-        if self.schedule is None or self.writer is None:
+        if self.outputs is None:
             return False
         if self.validation_is_due and self.recipe.ckpt_keep_best:
             return True  # so that the best one has a checkpoint of its own
-        return self.schedule.is_due(
-            self.step, time.monotonic(), commit_s=self.writer.commit_s, failing=self.writer.failing
-        )
+        return self.outputs.checkpoint_is_due(self.step)
 
     def checkpoint(self) -> None:
         """Rank 0: copy the state and commit it in the background."""
-        assert self.schedule is not None and self.writer is not None
-        began = time.monotonic()
-        with self.pulse.stalled():
-            self.writer.save(self._progress())
-        now = time.monotonic()
-        self.schedule.saved(now, now - began)
+        assert self.outputs is not None
+        self.outputs.save(self._progress())
 
     def drain(self) -> None:
         """Commit the state for certain, and meet the other ranks; the caller exits DRAINED."""
@@ -312,57 +301,6 @@ class Session:
         )  # fmt: skip
         return manifest.step
 
-    def _open_outputs(self) -> tuple[Tracker, CheckpointWriter]:
-        run_id = os.environ.get(ENV_MLFLOW_RUN) or None
-        tracker = Tracker(
-            run_id=run_id,
-            attempt=self.start.attempt,
-            job=self.job if run_id else self.store_uri,
-            params=self.recipe.model_dump(mode="json"),
-            on_run=lambda run: self.pulse.update(mlflow_run=run),
-        )
-        if self.start.manifest is not None:
-            tracker.replay(self.store, self.start.manifest)
-        writer = CheckpointWriter(
-            self.store,
-            State([Source.whole(parameter) for parameter in self.parameters] + self.train.sources()),
-            attempt=self.start.attempt,
-            start=self.start.manifest,
-            constants={
-                "config_sha256": self.recipe.digest(),
-                "world_size": self.world.size,
-                "seed": self.recipe.seed,
-                "cpus": self.world.cpus,
-                "code": code_version(),
-                "versions": self.versions,
-            },
-            on_commit=self._committed,
-            retention=self._retention(),
-        )
-        return tracker, writer
-
-    def _retention(self) -> Retention | None:
-        """Which checkpoints keep their state; None if all do, or if the store is one to be collected at rest only."""
-        recipe = self.recipe
-        if recipe.ckpt_keep_last == 0:
-            return None
-        if self.objects.protocol == "allotted":
-            log.info("action=nothing-retired cause=%s has no conditional put; collect when the job is at rest",
-                     self.store_uri)  # fmt: skip
-            return None
-        return Retention(
-            last=recipe.ckpt_keep_last, every_steps=recipe.ckpt_keep_every or None, best=recipe.ckpt_keep_best
-        )
-
-    def _plan_saving(self) -> Schedule:
-        earlier = [span for span in self.store.attempts() if span.attempt < self.start.attempt]
-        return Schedule(
-            parse_rule(self.recipe.ckpt_every),
-            ran_before_s=running_time((span.started_at, span.last_commit_at) for span in earlier),
-            num_interruptions=len(earlier),
-            now=time.monotonic(),
-        )
-
     # -- helpers
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -389,8 +327,8 @@ class Session:
         return copy_arrays(self.parameters) | self.train.state()
 
     def _note(self, values: dict[str, float]) -> None:
-        if self.tracker is not None:
-            self.tracker.show(self.journal.add(self.step, values))
+        if self.outputs is not None:
+            self.outputs.show(self.journal.add(self.step, values))
 
     def _progress(self) -> Progress:
         return Progress(
@@ -403,28 +341,9 @@ class Session:
             metrics=self.metrics,
         )
 
-    def _committed(self, manifest: Manifest, points: list[Point]) -> None:
-        """In the writer's thread: the manifest stands, so its points may be shown as the job's."""
-        self.journal.committed(manifest.step)
-        self.trail.committed(manifest.step)
-        assert self.tracker is not None
-        self.tracker.commit(points)
-        self.pulse.update(
-            checkpoint={"manifest": manifest.name, "step": manifest.step, "sha256": manifest.sha256()}, at_once=True
-        )
-        log.info("action=committed manifest=%s", manifest.name)
-
-    def _saving(self) -> dict[str, Any] | None:
-        """For rank 0's heartbeat: when checkpoints are made, what they cost, and what became of them."""
-        if self.schedule is None or self.writer is None:
-            return None
-        return self.schedule.status(time.monotonic(), commit_s=self.writer.commit_s) | self.writer.counts()
-
     def _finish(self, status: str, commit_s: float, timeout_s: float) -> None:
-        if self.writer is not None and self.tracker is not None:
-            self.writer.finish(self._progress(), timeout_s=commit_s)
-            self.pulse.update(saving=self._saving())
-            self.tracker.close(status, timeout_s)
+        if self.outputs is not None:
+            self.outputs.finish(self._progress(), status, commit_s=commit_s, timeout_s=timeout_s)
         self.ranks.sum(1)
         self.graphs.publish()
 
