@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -174,7 +176,7 @@ class Stack:
         inside = self.home.path / "ray"
         if len(str(inside)) + 66 <= _SOCKET_PATH_LIMIT:
             return inside
-        return Path("/tmp") / f"rexctl-ray-{self.token[:12]}"
+        return _outside(self.token)
 
     def _mlflow_command(self, port: int) -> list[str]:
         folder = self.home.path / "mlflow"
@@ -269,21 +271,28 @@ class Stack:
                 (self.home.run / f"{name}.json").unlink(missing_ok=True)
             if left := end_by_environment(ENV_STACK, self.token):
                 raise StackError(f"processes {left} do not end", hint="look at them with ps")
-            outside = self._ray_folder()
-            if outside.parent == Path("/tmp") and outside.exists():
-                import shutil
-
-                shutil.rmtree(outside)
+            _remove_outside(self.token)
 
 
 def end_orphans(token: str, services: list[Service]) -> None:
-    """End what a stack whose state directory is gone has left: nobody else can find it any more. Not this process."""
+    """End and remove what a stack whose state directory is gone has left: nobody else can find it. Not this process."""
     family: dict[int, int] = {}
     for service in services:
         if service.pid != os.getpid() and started_at(service.pid) == service.started:
             family |= descendants(service.pid)
     end_by_environment(ENV_STACK, token, grace_s=10.0, timeout_s=40.0)
     end_family(family)
+    _remove_outside(token)
+
+
+def _outside(token: str) -> Path:
+    """Ray's folder where the state directory's path is too long for it."""
+    return Path("/tmp") / f"rexctl-ray-{token[:12]}"
+
+
+def _remove_outside(token: str) -> None:
+    with suppress(FileNotFoundError):
+        shutil.rmtree(_outside(token))
 
 
 def _free_port() -> int:

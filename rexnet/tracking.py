@@ -24,6 +24,7 @@ from cluster.storage import open_store
 from cluster.storage.chain.checkpoints import CheckpointStore
 from jobs.contract import Exit
 from jobs.errors import IntegrityError, RexError, StoreUnavailable, TrackingUnavailable, UserError
+from jobs.files import METRICS
 from jobs.manifest import Manifest
 from rexnet.journal import Point, from_lines
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 log = logging.getLogger(__name__)
-METRICS = "metrics.jsonl"
 MAX_QUEUED = 10_000  # messages; a live view's points are dropped beyond, committed ones are replayed from the store
 BATCH = 1000  # MLflow's limit of metrics a request
 PARAM_BATCH = 100
@@ -84,6 +84,8 @@ def committed_points(store: CheckpointStore, newest: Manifest) -> list[Point]:
     """All points that the chain up to `newest` covers, oldest first. A damaged segment is left out, with a warning."""
     points: list[Point] = []
     for manifest in reversed(store.history(newest)):
+        if all(entry.name != METRICS for entry in manifest.files):
+            continue  # of a program that keeps no journal
         try:
             points.extend(from_lines(store.read(manifest, METRICS), manifest.name))
         except IntegrityError as error:
@@ -229,6 +231,8 @@ def replay(store_uri: str, run_id: str) -> int:
     if newest is None:
         return 0
     points = committed_points(store, newest)
+    if not points:
+        return 0  # before MLflow is imported, for two seconds
     try:
         return JobRun(connect(os.environ["MLFLOW_TRACKING_URI"]), run_id).send(points)
     except RexError:

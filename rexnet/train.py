@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import tempfile
 import time
 
 _TERM_AT: list[tuple[float, float]] = []
@@ -26,6 +27,7 @@ if __name__ == "__main__":
 import logging
 import os
 import traceback
+from pathlib import Path
 
 from jobs.contract import ENV_LOCAL_RANKS, ENV_REPORT_DIR, Exit, Phase, dump_stacks_on_request
 from jobs.errors import AlreadyExistsError, FencedError, IntegrityError, RexError, StoreUnavailable, UserError
@@ -100,6 +102,8 @@ def main(arguments: list[str]) -> int:
         if world.is_scheduler:
             return run_scheduler()
         pulse.enter(Phase.STARTING)
+        if "TMPDIR" not in os.environ:
+            tempfile.tempdir = str(Path.cwd())  # what a killed rank leaves goes with its attempt's folder
         pin(world)
         graphs = GraphCache(os.environ, recipe, world, program="train")
         code = run_rank(recipe, world, stop, pulse, graphs)

@@ -110,7 +110,7 @@ def _killed(
     """Run the work in a process; SIGKILL it that long after it began. Whether it was done, and its seconds."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.campaigns.kills", work, uri, folder],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(environment),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**environment, "TMPDIR": folder},
     )  # fmt: skip
     assert process.stdin is not None and process.stdout is not None
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import subprocess
 import sys
@@ -53,7 +54,8 @@ examine(store) if kind == "doctor" else store.put_file("graphs/0123-0", Path(sou
 
 def killed(backend: Backend, kind: str, source: Path) -> None:
     command = [sys.executable, "-c", KILLED, str(REPOSITORY), kind, backend.uri, str(source)]
-    assert subprocess.run(command, timeout=120, check=False).returncode == -signal.SIGKILL
+    env = {**os.environ, "TMPDIR": str(source.parent)}  # a killed doctor leaves a folder there, too
+    assert subprocess.run(command, timeout=120, check=False, env=env).returncode == -signal.SIGKILL
 
 
 def chain(store: ObjectStore, folder: Path, steps: list[int]) -> list[Manifest]:

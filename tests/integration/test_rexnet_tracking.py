@@ -78,6 +78,21 @@ def test_replay_command_sends_what_the_run_lacks(
     assert steps_of(client, run) == list(range(1, 7))
 
 
+def test_chain_of_a_program_without_a_journal_needs_no_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    store = CheckpointStore(open_store(f"file://{tmp_path / 'store'}"), "job-1")
+    store.start_attempt(1)
+    (tmp_path / "state").write_bytes(b"1")
+    store.commit(
+        attempt=1, step=1, epoch=0, samples=1, parent=None, files={"state": tmp_path / "state"},
+        config_sha256="0" * 64, world_size=1, seed=0, code={}, versions={}, metrics={},
+    )  # fmt: skip
+    assert main(["replay", "--store", f"file://{tmp_path / 'store'}", "--run-id", "none"]) == 0
+    assert capsys.readouterr().out == "sent 0 points to run none\n"
+
+
 def test_server_away_is_given_up_without_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     tracker = Tracker(run_id="none", attempt=1, job="j", params={}, on_run=lambda _: None)
