@@ -1,5 +1,5 @@
-"""Each kind of fault once, on three hosts that share nothing but an S3 and an MLflow server, with the canary: `rexctl
-chaos` as typed, and its oracle's word."""
+"""Kinds of faults, once each, on three hosts that share nothing but an S3 and an MLflow server, with the canary:
+`rexctl chaos` as typed, and its oracle's word."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from orchestrator.chaos.plan import KINDS
 from tests.campaigns.hosts import run
 from tests.support.ray_hosts import Cluster
 
+# What strikes one host and no other is tried on the local stack (tests/integration/stack), what kills a rank under real
+# training beside this; `make chaos` and `make chaos-short` try all.
+ELSEWHERE = {"kill_worker", "kill_supervisor", "stop_supervisor", "stop_agent", "kill_control_plane", "stop_mlflow"}
+HERE = [kind for kind in KINDS if kind not in ELSEWHERE]
 SPLIT = {
-    "killed": [kind for kind in KINDS if kind.startswith("kill_")],
-    "stopped": [kind for kind in KINDS if kind.startswith("stop_")],
-    "cut-off": [kind for kind in KINDS if not kind.startswith(("kill_", "stop_"))],
+    "killed": [kind for kind in HERE if kind.startswith("kill_")],
+    "stopped": [kind for kind in HERE if kind.startswith("stop_")],
+    "cut-off": [kind for kind in HERE if not kind.startswith(("kill_", "stop_"))],
 }
 
 
@@ -30,5 +34,6 @@ def test_every_kind_of_fault_is_survived_with_the_bits_of_an_undisturbed_run(
     trials = json.loads(report.with_suffix(".json").read_text())
     for trial in trials:  # shown with -rA
         print(f"{trial['fault']['kind']}: {trial['ended_at'] - trial['submitted_at']:.1f} s, {trial['causes']}")
-    assert len(trials) == len(kinds) and all(trial["struck"] for trial in trials), "every fault hit something"
+    assert len(HERE) >= 12 and len(trials) == len(kinds)
+    assert all(trial["struck"] for trial in trials), "every fault hit something"
     assert cluster.left_over() == []
