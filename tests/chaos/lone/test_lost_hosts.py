@@ -43,8 +43,8 @@ def test_cut_off_host_ends_itself_before_the_next_attempt_begins(cluster: Cluste
 def test_host_that_the_provider_calls_gone_is_not_waited_for(cluster: Cluster) -> None:
     job, host, _ = training_away_from_the_head(cluster)
     gone = cluster.folder / "tmp" / f"gone-rexhost{host}"  # /tmp of the first host, where the control plane asks
+    gone.touch()  # before: the first question has to find it, for the lease is short here
     cluster.hosts.kill(host)
-    gone.touch()
     went_on(cluster, job, says="the provider says that it is gone")
     gone.unlink()
     cluster.renew(host)
