@@ -40,6 +40,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         schedule.order(items)
 
 
+@pytest.hookimpl(tryfirst=True)  # before the fixtures, whose servers inherit it
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if hasattr(item.config, "workerinput"):
+        schedule.give_way(item.nodeid)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> schedule.PieceScheduling:
     config.option.loadscopereorder = False  # the order of collection counts, not the number of tests
