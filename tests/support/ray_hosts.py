@@ -96,9 +96,26 @@ class Cluster:
         self.join(host, env)
         self.wait_for_nodes(self.hosts.count)
 
+    def mend(self) -> None:
+        """Every host up, on the network and with a Ray node that runs, whatever a test has left behind."""
+        deadline = time.monotonic() + 150
+        hosts = range(1, self.hosts.count + 1)
+        while self._num_alive() != self.hosts.count or not all(self.has_ray(host) for host in hosts):
+            assert time.monotonic() < deadline, Store(self.home.database_url).nodes()
+            for host in hosts:
+                if not self.hosts.is_up(host):
+                    self.hosts.boot(host)
+                self.hosts.heal(host)
+                if not self.has_ray(host):
+                    self.join(host)
+            time.sleep(0.5)
+
+    def _num_alive(self) -> int:
+        return len([node for node in Store(self.home.database_url).nodes() if node["alive"]])
+
     def wait_for_nodes(self, count: int) -> None:
         deadline = time.monotonic() + 90
-        while len([node for node in Store(self.home.database_url).nodes() if node["alive"]]) != count:
+        while self._num_alive() != count:
             assert time.monotonic() < deadline, Store(self.home.database_url).nodes()
             time.sleep(0.2)
 
