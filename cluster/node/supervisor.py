@@ -16,7 +16,6 @@ import selectors
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -33,6 +32,7 @@ from cluster.node.cpus import CpuClaim
 from cluster.node.ending import blank_record, outcomes_on_disk, say, write_ended
 from cluster.node.endpoint import HCCL_PORTS, free_ports
 from cluster.node.hang import HangWatch
+from cluster.node.inbox import Inbox
 from cluster.node.link import Link
 from cluster.node.msrun import MsrunCommand, build_msrun
 from cluster.node.processes import die_with_parent, end_by_environment
@@ -45,7 +45,6 @@ _TICK_S = 0.1
 _METER_S = 1.0  # how often a rank's work is looked at
 _ALIVE_S = 1.0  # how often the agent hears from a supervisor that has nothing to say
 _SCHEDULER_GRACE_S = 15.0  # from the last worker's good end to that of msrun's scheduler process
-_SO_PASSCRED, _SCM_CREDENTIALS = 16, 2  # Linux; socket.SO_PASSCRED is there from Python 3.11 only
 
 PEER_HANGS = "peer_hangs"  # why the agent of another node asks for the end: the stacks are wanted first
 
@@ -87,10 +86,7 @@ class Supervisor:
         self.directory = Path(plan.directory(node_rank))
         self.cpus = CpuClaim(plan.workers_per_node * plan.cpus_per_worker)
         self.socket_name = f"rex-{plan.token}-{node_rank}"
-        self.inbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self.inbox.setsockopt(socket.SOL_SOCKET, _SO_PASSCRED, 1)
-        self.inbox.setblocking(False)
-        self.inbox.bind("\0" + self.socket_name)
+        self.inbox = Inbox(self.socket_name)
         self.shims: dict[int, int] = {}  # rank -> process id of its shim
         self.outcomes: dict[int, dict[str, Any]] = {}
         self.stop_why: str | None = None
@@ -148,7 +144,7 @@ class Supervisor:
 
     def _watch(self) -> None:
         with selectors.DefaultSelector() as selector:
-            selector.register(self.inbox, selectors.EVENT_READ, self._read_inbox)
+            selector.register(self.inbox.sock, selectors.EVENT_READ, self._read_inbox)
             selector.register(self.link.sock, selectors.EVENT_READ, self._read_link)
             while not self._finished():
                 for key, _ in selector.select(_TICK_S):
@@ -230,17 +226,7 @@ class Supervisor:
                 return  # it ended by itself; its outcome is on its way
 
     def _read_inbox(self) -> None:
-        while True:
-            try:
-                data, ancillary, _, _ = self.inbox.recvmsg(65536, socket.CMSG_SPACE(12))
-            except BlockingIOError:
-                return
-            pid = uid = None
-            for level, kind, body in ancillary:
-                if level == socket.SOL_SOCKET and kind == _SCM_CREDENTIALS:
-                    pid, uid, _ = struct.unpack("3i", body[:12])
-            if uid != os.getuid():
-                continue  # somebody else on this machine; only our own processes may speak here
+        for data, pid in self.inbox.receive():
             try:
                 self._hear(json.loads(data), pid)
             except (ValueError, KeyError, TypeError) as error:
@@ -248,7 +234,7 @@ class Supervisor:
                 say(f"ignored a malformed datagram: {error!r}: {data[:200]!r}")
 
     def _hear(self, message: dict[str, Any], pid: int | None) -> None:
-        """One datagram. The kernel tells the sender's id as we see it; inside the namespace it has another."""
+        """One datagram, and who sent it."""
         kind, rank = message["kind"], int(message["rank"])
         if kind == "hello":
             if pid is not None:
