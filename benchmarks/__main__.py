@@ -15,7 +15,7 @@ from benchmarks.pairs import HEADER
 from benchmarks.step import torch_python
 from rexnet import kernels
 
-ALL = ("step", "pipeline", "first_step", "start", "stall", "transfer", "hosts")
+ALL = ("step", "pipeline", "first_step", "start", "stall", "transfer", "outage", "hosts")
 _HEAD = "# Benchmarks\n\nWritten by `make bench`; every ratio is of pairs measured in turn in one run.\n"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 

@@ -26,6 +26,18 @@ class Result:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class NotRun:
+    """A line of the page that says why there are no figures."""
+
+    name: str
+    peer: str
+    reason: str
+
+    def row(self) -> str:
+        return f"| {self.name} | {self.peer} | not run: {self.reason} | | | | | |"
+
+
 HEADER = (
     "| ours | beside | ours, median | beside, median | difference, median | ratio, median (range) | pairs | |\n"
     "| --- | --- | --- | --- | --- | --- | --- | --- |"

@@ -20,11 +20,10 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pairs import Result, in_turn
+from benchmarks.pairs import NotRun, Result, in_turn
 from tests.conformance.backends import aws_environment
 from tests.support.radosgw import ACCESS_KEY, SECRET_KEY, RadosGateway, missing_for_radosgw
 
@@ -35,20 +34,10 @@ _SERVER_BYTES = 8 << 30  # the server holds objects in memory, and replaced ones
 _WAYS = {"up": "upload of 1 GiB", "down": "verified download of 1 GiB"}
 
 
-@dataclass(frozen=True, slots=True)
-class NotRun:
-    """A line of the page that says why there is none."""
-
-    reason: str
-
-    def row(self) -> str:
-        return f"| {', '.join(_WAYS.values())} | boto3 | not run: radosgw {self.reason} | | | | | |"
-
-
 def run() -> list[Result] | list[NotRun]:
     missing = missing_for_radosgw()
     if missing:
-        return [NotRun(missing)]
+        return [NotRun(", ".join(_WAYS.values()), "boto3", f"radosgw {missing}")]
     with tempfile.TemporaryDirectory(prefix="rex-transfer-") as name:
         folder = Path(name)
         (folder / "server").mkdir()
