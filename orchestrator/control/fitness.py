@@ -129,7 +129,8 @@ def survey(rows: Iterable[Mapping[str, Any]], *, now: float) -> dict[str, Verdic
     """The verdict on each row of the store's nodes, by node id."""
     rows = list(rows)
     odd = _odd_ascend(rows)
-    return {row["id"]: _verdict(row, odd, now) for row in rows}
+    verdicts = {row["id"]: _verdict(row, odd, now) for row in rows}
+    return {**verdicts, **_former(rows)}
 
 
 def _verdict(row: Mapping[str, Any], odd: Mapping[str, str], now: float) -> Verdict:
@@ -143,6 +144,32 @@ def _verdict(row: Mapping[str, Any], odd: Mapping[str, str], now: float) -> Verd
         return Verdict(standing=Standing.UNKNOWN, reason=f"{row['host']} has not answered the preflight{since}{why}")
     reason = row["problem"] or odd.get(row["id"], "")
     return Verdict(standing=Standing.LEFT_OUT if reason else Standing.USABLE, reason=reason)
+
+
+def _former(rows: list[Mapping[str, Any]]) -> dict[str, Verdict]:
+    """Nodes that Ray still lists although their host has booted since: a gang that is placed there waits in vain.
+
+    Ray takes its time (its health check's) to miss a node that went without a word, and lists the same host's new one
+    beside it. Several Ray nodes on one host that has not booted since are as good as one.
+    """
+    by_address: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["alive"]:
+            by_address.setdefault(row["address"], []).append(row)
+    former = {}
+    for same in by_address.values():
+        known = [row for row in same if (row["preflight"] or {}).get("looked_at") is not None]
+        newest = max(known, key=lambda row: float(row["preflight"]["looked_at"]), default=None)
+        for row in known:
+            host = row["host"]
+            if newest is not None and row["incarnation"] != newest["incarnation"]:
+                reason = f"{host} has booted since, and Ray lists it a second time"
+            elif len(known) < len(same):
+                reason = f"{host} may have booted since: Ray lists it a second time"
+            else:
+                continue
+            former[row["id"]] = Verdict(standing=Standing.UNKNOWN, reason=reason)
+    return former
 
 
 def _odd_ascend(rows: list[Mapping[str, Any]]) -> dict[str, str]:

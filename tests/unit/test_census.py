@@ -61,7 +61,7 @@ class World:
         return Census(self.store, cast(Gangs, self.gangs), WANTED, clock=self.clock)
 
     def see(self, *ids: str, dead: tuple[str, ...] = ()) -> None:
-        seen = [{"id": i, "host": f"host-{i}", "address": "a", "cpus": 2.0, "npus": 0.0} for i in (*ids, *dead)]
+        seen = [{"id": i, "host": f"host-{i[:2]}", "address": i[:2], "cpus": 2.0, "npus": 0.0} for i in (*ids, *dead)]
         self.store.see_nodes([{**node, "alive": node["id"] not in dead} for node in seen], now=self.clock())
 
     def answer(self, node: str, **changes: Any) -> None:
@@ -111,7 +111,15 @@ def test_differing_distributions_are_named_on_both_sides() -> None:
 
 def ascend_row(node: str, driver: str, *, alive: bool = True) -> dict[str, Any]:
     seen = {"looked_at": 1000.0, "ascend": {"driver": driver, "cann": "8.0"} if driver else {}}
-    return {"id": node, "host": node, "alive": alive, "preflight": seen, "problem": ""}
+    return {
+        "id": node,
+        "host": node,
+        "address": node,
+        "alive": alive,
+        "incarnation": "b",
+        "preflight": seen,
+        "problem": "",
+    }
 
 
 def test_driver_that_most_nodes_do_not_have_is_left_out_and_a_tie_leaves_nobody_out() -> None:
@@ -203,6 +211,28 @@ def test_node_that_is_gone_is_forgotten_and_one_that_comes_back_is_asked(world: 
     world.see("n1b", "n2", dead=("n1",))
     world.census.step()
     assert world.gangs.asked == ["n1", "n2", "n1b"]
+
+
+def test_node_that_ray_still_lists_is_not_used_once_its_host_has_booted_again(world: World) -> None:
+    world.census.step()
+    world.answer("n1")
+    world.clock.now += 5
+    world.see("n1", "n1b", "n2")
+    assert world.standing("n1") is Standing.UNKNOWN and "host-n1 may have booted since" in world.reason("n1")
+    world.census.step()
+    world.answer("n1b", incarnation="boot/2")
+    assert (world.standing("n1"), world.standing("n1b")) == (Standing.UNKNOWN, Standing.USABLE)
+    assert world.reason("n1") == "host-n1 has booted since, and Ray lists it a second time"
+    world.see("n1b", "n2", dead=("n1",))
+    assert (world.standing("n1"), world.standing("n1b")) == (Standing.LOST, Standing.USABLE)
+
+
+def test_two_ray_nodes_of_one_boot_are_both_used(world: World) -> None:
+    world.see("n1", "n1b", "n2")
+    world.census.step()
+    world.answer("n1")
+    world.answer("n1b")
+    assert (world.standing("n1"), world.standing("n1b")) == (Standing.USABLE, Standing.USABLE)
 
 
 def test_node_with_other_code_is_used_once_ours_is_there(world: World) -> None:
