@@ -93,6 +93,17 @@ class Stack:
     def mlflow_uri(self) -> str:
         return self.home.settings.mlflow_uri or f"http://127.0.0.1:{self._port('mlflow')}"
 
+    @property
+    def ray_auth(self) -> dict[str, str]:
+        """Environment of a process that is to reach Ray. The embedded one asks for a token that lies in the state
+        directory: its ports are open to everybody on this machine. About another one the user's own environment says
+        how to reach it.
+        """
+        if not self.home.embedded_ray:
+            return {}
+        path = self.home.run / "ray-token"
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": str(path)}
+
     def running(self) -> list[Service]:
         found = (self.service(name) for name in ("ray", "mlflow", "control"))
         return [service for service in found if service is not None]
@@ -145,6 +156,7 @@ class Stack:
             say("starting Ray")
             end_by_environment(ENV_STACK + "_RAY", self.token)  # what an earlier head may have left
             port = self._claim_port("ray")
+            self._make_ray_token()
             ray = self._start("ray", self._ray_command(port), port=port)
             waiting.append((ray, lambda: _answers(ray.port)))
         if self.home.embedded_mlflow and self.service("mlflow") is None:
@@ -170,6 +182,15 @@ class Stack:
             "--disable-usage-stats",
             f"--temp-dir={self._ray_folder()}",
         ]
+
+    def _make_ray_token(self) -> None:
+        """Once for a state directory, so that whoever was connected can be again. The caller holds the stack's lock."""
+        path = self.home.run / "ray-token"
+        if not path.exists():
+            temporary = path.with_suffix(".tmp")
+            temporary.touch(0o600)
+            temporary.write_text(secrets.token_hex(32))
+            os.replace(temporary, path)
 
     def _ray_folder(self) -> Path:
         """Inside the state directory, unless Ray's socket paths would get too long there."""
@@ -214,7 +235,7 @@ class Stack:
     def _start(self, name: str, command: list[str], *, port: int) -> Service:
         """Start a service in a session of its own, its output in logs/NAME.log."""
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(ENV_STACK)}
-        env = {**inherited, **_QUIET, ENV_STACK: self.token, f"{ENV_STACK}_{name.upper()}": self.token}
+        env = {**inherited, **_QUIET, **self.ray_auth, ENV_STACK: self.token, f"{ENV_STACK}_{name.upper()}": self.token}
         with (self.home.logs / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 command,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -38,11 +39,12 @@ def command(  # noqa: PLR0917 - typer's options
         for kind, lacks in impossible.items():
             print(f"   - {kind:<20} cannot be done here: {lacks}")
         return None
+    stack = open_stack(home)
+    os.environ.update(stack.ray_auth)  # which Ray reads when it is imported
     from cluster.gang import Gangs
     from orchestrator.chaos.campaign import Campaign
     from orchestrator.chaos.report import write
 
-    stack = open_stack(home)
     store = stack.up(say)
     gangs = Gangs(stack.ray_address)
     gangs.connect()
@@ -58,7 +60,8 @@ def command(  # noqa: PLR0917 - typer's options
         told = "; ".join(trial.wrong) or "passed"
         say(f"{fault.number}/{len(todo)} {fault.kind}: {hit}{back}, attempts {', '.join(trial.causes)}: {told}")
         if report is not None:  # as far as it has come: a campaign takes hours
-            write(chosen, trials, report, where=f"{len(gangs.nodes())} Ray nodes", when=time.strftime("%Y-%m-%d"))
+            num_nodes = sum(node.alive for node in gangs.nodes())
+            write(chosen, trials, report, where=f"{num_nodes} Ray nodes", when=time.strftime("%Y-%m-%d"))
     wrong = [trial for trial in trials if trial.wrong]
     if json:
         print_json({"seed": chosen.seed, "trials": [trial.to_json() for trial in trials]})

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -151,6 +152,27 @@ def test_down_drains_what_runs_and_up_goes_on_with_it(rex: Rex, tmp_path: Path) 
     ended = rex.finish(job)
     assert ended["state"] == "succeeded"
     assert ended["attempts"][1]["from_step"] == ended["attempts"][0]["to_step"]
+
+
+def test_ray_asks_for_the_stacks_own_token_whatever_token_the_user_has(rex: Rex, tmp_path: Path) -> None:
+    """A local `ray.init()` leaves a token in the user's home, which Ray's head takes as its own from then on, and a
+    driver that is given an address does not."""
+    assert rex("up").returncode == 0
+    (tmp_path / "home" / ".ray").mkdir(parents=True)
+    (tmp_path / "home" / ".ray" / "auth_token").write_text("another")
+    theirs = {**os.environ, "HOME": str(tmp_path / "home"), "RAY_AUTH_MODE": "token"}
+    connect = [sys.executable, "-c", f"import ray; ray.init({rex.stack.ray_address!r}); print('is in')"]
+    refused = subprocess.run(connect, env=theirs, capture_output=True, text=True, check=False, timeout=120)
+    assert refused.returncode != 0 and "is in" not in refused.stdout and "InvalidAuthToken" in refused.stderr
+    let_in = subprocess.run(connect, env={**theirs, **rex.stack.ray_auth}, capture_output=True, text=True, check=False)
+    assert let_in.returncode == 0 and "is in" in let_in.stdout, let_in.stderr
+    second = Rex(tmp_path / "state")
+    second.extra = {"HOME": theirs["HOME"], "RAY_AUTH_TOKEN": "yet-another"}
+    try:
+        job = second.submit(counting_spec(tmp_path / "job.yaml", "--steps", 3))
+        assert second.finish(job)["state"] == "succeeded"
+    finally:
+        assert second("down", "--now").returncode == 0
 
 
 def test_removed_state_directory_takes_its_processes_along(tmp_path: Path) -> None:

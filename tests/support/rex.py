@@ -36,10 +36,17 @@ class Rex:
             (home / "config.yaml").write_text(yaml.safe_dump(settings))
         self.home = Home(home)
         self.stack = Stack(self.home)
+        self.extra: dict[str, str] = {}  # more of the user's environment
 
     @property
     def env(self) -> dict[str, str]:
-        return {**os.environ, "REX_HOME": str(self.home.path), "COLUMNS": "200", "REX_TEST_SECRET": SECRET}
+        return {
+            **os.environ,
+            "REX_HOME": str(self.home.path),
+            "COLUMNS": "200",
+            "REX_TEST_SECRET": SECRET,
+            **self.extra,
+        }
 
     @cached_property
     def store(self) -> Store:
