@@ -8,7 +8,7 @@ last one stopped, and doing a thing twice does it once.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from ray.exceptions import (
     RayActorError,
     RayError,
 )
+from ray.remote_function import RemoteFunction
 from ray.util import get_placement_group, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
@@ -82,13 +83,20 @@ class Gangs:
     @translated
     def connect(self) -> None:
         """Connect, once in a process; ClusterUnreachable if the cluster does not answer."""
-        ray.init(
-            address=self.address,
-            namespace=NAMESPACE,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=False,
-        )
+        try:
+            ray.init(
+                address=self.address,
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
+            )
+        except ConnectionError as error:  # what Ray says of a wrong token, too
+            raise ClusterUnreachable(
+                f"Ray at {self.address} does not let us in: {error}",
+                hint="if it is up, it may ask for a token: RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH count where rexctl up "
+                "is called",
+            ) from error
 
     @translated
     def nodes(self) -> list[Node]:
@@ -228,6 +236,17 @@ class Gangs:
         return _future(task.remote(ours.archive, ours.digest, work_root), "unpacking our code")
 
     @translated
+    def keep_spare(self, plan: LaunchPlan, node_ids: tuple[str, ...]) -> None:
+        """Have Ray keep a process ready for the next agent on each of these nodes; returns at once.
+
+        Ray starts a process when one is needed, which takes longer than anything else between grant and msrun (0.7 of
+        1.1 s here), and with it one more than is needed. The first one ends with its only task; the other is nobody's,
+        and stays where Ray has no more processes than CPUs. Where Ray does otherwise, the agent starts as it did.
+        """
+        for node_rank, node_id in enumerate(node_ids):
+            _task_on(_LAST_TASK, node_id, runtime_env=_with_code(plan, node_rank)).remote()
+
+    @translated
     def release(self, job: str, attempt: int, nodes: int) -> None:
         """Let agents and placement group go. Idempotent. Only after every node has certified its teardown."""
         for node_rank in range(nodes):
@@ -241,9 +260,17 @@ class Gangs:
             return  # removed already
 
 
-def _task_on(function: Callable[..., Any], node_id: str, *, runtime_env: dict[str, Any] | None = None) -> Any:
-    """A task for that very node, beside whatever runs there."""
-    return ray.remote(function).options(
+def _nothing() -> None:
+    return None
+
+
+_LAST_TASK: Any = ray.remote(max_calls=1)(_nothing)  # its process ends with it
+
+
+def _task_on(function: Any, node_id: str, *, runtime_env: dict[str, Any] | None = None) -> Any:
+    """A task for that very node, beside whatever runs there; of a function, or one that is remote already."""
+    remote = function if isinstance(function, RemoteFunction) else ray.remote(function)
+    return remote.options(
         num_cpus=0,
         scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
         max_retries=0,

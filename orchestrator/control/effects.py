@@ -18,7 +18,7 @@ from cluster.gang import Gangs
 from cluster.launch import LaunchPlan
 from jobs import contract
 from jobs.budgets import Cause
-from jobs.errors import RetryableError
+from jobs.errors import ClusterUnreachable, RetryableError
 from jobs.spec import JobSpec
 from jobs.states import Effect
 from orchestrator.settings import Home
@@ -156,6 +156,7 @@ class Effects:
             self.gangs.release(row.id, effect.attempt, row.spec.gang.nodes)
             self.gangs.register.forget(row.id, effect.attempt, row.spec.gang.nodes)
         elif effect.effect is Effect.CLOSE_TRACKING and row.state.final and row.job.attempt == effect.attempt:
+            self._keep_spare(row, effect)
             self.tracking.close(row)  # else it was resumed meanwhile: its next end closes it, and MLflow delays nothing
         self.store.effect_done(effect)
 
@@ -184,6 +185,17 @@ class Effects:
         )
         self.store.note_attempt(row.id, attempt.number, plan=asdict(plan))
         self.gangs.launch(plan, tuple(node["id"] for node in attempt.nodes))
+
+    def _keep_spare(self, row: JobRow, effect: PendingEffect) -> None:
+        """The nodes are free: whoever gets them next is not to wait for Ray."""
+        attempt = self.store.attempt(row.id, effect.attempt) if effect.attempt > 0 else None
+        if attempt is None or attempt.plan is None:
+            return  # cancelled before it had a node
+        plan = LaunchPlan.from_json(json.dumps(attempt.plan))
+        try:
+            self.gangs.keep_spare(plan, tuple(node["id"] for node in attempt.nodes))
+        except ClusterUnreachable as error:  # MLflow, which comes next, is not to wait for Ray
+            _LOG.warning("action=keep_spare job=%s: %s", row.id, error)
 
     def _stop(self, row: JobRow, effect: PendingEffect) -> None:
         if row.job.attempt == effect.attempt and row.job.stop_for is not None:

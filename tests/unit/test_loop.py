@@ -23,6 +23,7 @@ from orchestrator.control.census import Census
 from orchestrator.control.effects import Effects
 from orchestrator.control.loop import Loop
 from orchestrator.control.provider import Provider
+from orchestrator.settings import Home
 from orchestrator.store import JobRow, Store
 from tests.support.leases import Register
 from tests.support.nodes import WANTED, facts
@@ -51,6 +52,8 @@ class ScriptedGangs:
         self.survivors: list[int] = []
         self.also: dict[str, Any] = {}  # what else a sweep finds
         self.register = Register()
+        self.spares: list[tuple[str, tuple[str, ...]]] = []
+        self.spare_error: ClusterUnreachable | None = None
         self.during_poll: Callable[[], None] = lambda: None
 
     def nodes(self) -> list[Node]:
@@ -68,6 +71,11 @@ class ScriptedGangs:
 
     def answers(self, node_id: str) -> bool:
         return self.answering
+
+    def keep_spare(self, plan: LaunchPlan, node_ids: tuple[str, ...]) -> None:
+        self.spares.append((plan.job, node_ids))
+        if self.spare_error is not None:
+            raise self.spare_error
 
     def kill_agent(self, job: str, attempt: int, node_rank: int) -> None:
         self.killed.append(job)
@@ -98,6 +106,21 @@ class NoEffects:
 
     def step(self) -> None:
         return None
+
+
+class ClosedRuns:
+    """An MLflow that takes everything."""
+
+    uri = "none"
+
+    def __init__(self) -> None:
+        self.closed: list[str] = []
+
+    def ensure_run(self, row: JobRow) -> str:
+        raise AssertionError("nothing is launched here")
+
+    def close(self, row: JobRow) -> None:
+        self.closed.append(row.id)
 
 
 class World:
@@ -143,6 +166,15 @@ class World:
         for effect in self.store.pending_effects(job):
             if effect.effect is kind:
                 self.store.effect_done(effect)
+
+    def closed_by_effects(self, job: str = "j") -> list[str]:
+        """Do what is pending, which is to close the job's tracking; what was closed."""
+        tracking = ClosedRuns()
+        effects = Effects(self.store, cast(Gangs, self.gangs), tracking, cast(Home, None), code="")
+        (close,) = self.store.pending_effects(job)
+        effects._run(close)
+        assert self.store.pending_effects(job) == []
+        return tracking.closed
 
     def tick_until(self, wanted: Callable[[], bool]) -> None:
         for _ in range(200):
@@ -346,6 +378,25 @@ def test_effect_is_tried_again_soon_although_the_clock_was_set_back_an_hour(
     effects.step()
     effects._running["j"].result(30)
     assert [effect.effect for effect in ran] == [Effect.LAUNCH]
+
+
+def test_process_for_the_next_agent_is_asked_for_at_the_end_of_a_job(world: World) -> None:
+    world.launched()
+    world.gangs.views["j"] = [report(step=1, phase="training", first_step_at=1002.0)]
+    world.loop.tick()
+    assert world.gangs.spares == [], "ranks need every CPU"
+    world.gangs.views["j"] = [report(ended=ended())]
+    world.tick_until(lambda: world.state() is State.SUCCEEDED)
+    world.done("j", Effect.RELEASE)
+    world.gangs.spare_error = ClusterUnreachable("Ray is gone")
+    assert world.closed_by_effects() == ["j"], "MLflow does not wait for Ray"
+    assert world.gangs.spares == [("j", ("n1",))]
+
+
+def test_job_that_was_cancelled_before_it_had_a_node_is_closed(world: World) -> None:
+    world.submit()
+    world.store.request("j", StopRequested(cause=Cause.CANCELLED), action="cancel_requested")
+    assert world.closed_by_effects() == ["j"] and world.gangs.spares == []
 
 
 def test_grace_counts_from_when_the_workers_were_told(world: World) -> None:
