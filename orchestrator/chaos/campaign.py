@@ -18,7 +18,7 @@ from cluster.storage.chain.checkpoints import CheckpointStore
 from jobs.errors import ClusterUnreachable, NotFoundError, RetryableError, RexError, StackError
 from jobs.spec import JobSpec, build_spec
 from orchestrator.chaos.oracle import Evidence, verdict
-from orchestrator.chaos.plan import KINDS, LATEST_OF_PATIENT, Canary, Fault, Kind, Plan
+from orchestrator.chaos.plan import KINDS, Canary, Fault, Plan
 from orchestrator.chaos.strikes import Strikes
 from orchestrator.stack import Stack
 from orchestrator.store import Store
@@ -29,6 +29,7 @@ _PATIENCE_S = 900.0  # for one job, whatever hits it
 _LOOK_S = 60.0  # for every host to say who is left
 _ANSWER_S = 15.0  # for one node: one that was switched off stays on Ray's list for a minute
 _POLL_S = 0.2
+_SEEN_S = 10.0  # a death that nobody has to be patient for is seen by then, even on a busy machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,16 +59,17 @@ class Campaign:
         self._base = base
         self._undisturbed: str | None = None
 
-    def spec(self, kind: Kind) -> JobSpec:
-        """The job for that kind of fault: one that lasts until somebody's patience is over, where that is needed."""
-        given = self.plan.canary
+    def spec(self, fault: Fault) -> JobSpec:
+        """The job for that fault: one that is still training when whoever has to see the fault has seen it."""
+        given, kind = self.plan.canary, KINDS[fault.kind]
         if given.job is not None:
             return read_spec((self._base or Path()) / given.job, self.stack.home)
-        steps = given.steps
+        rest_s = 0.0
         if kind.patient:
-            patience_s = self.stack.home.settings.lease_s + 2 * MARGIN_S  # until the other nodes have been told
-            steps = max(steps, math.ceil(patience_s / (1 - LATEST_OF_PATIENT) / given.step_s))
-        return canary_spec(given, steps)
+            rest_s = self.stack.home.settings.lease_s + 2 * MARGIN_S  # until the other nodes have been told
+        elif kind.expects == "goes_on":
+            rest_s = _SEEN_S
+        return canary_spec(given, max(given.steps, math.ceil(rest_s / (1 - fault.at) / given.step_s)))
 
     def undisturbed(self, spec: JobSpec) -> str:
         """What the job ends with where nothing happens: the canary's is known, a job of the user's is run once."""
@@ -89,8 +91,7 @@ class Campaign:
 
     def try_one(self, fault: Fault) -> Trial:
         """Strike a fresh job, and judge. Whatever was done has been undone on return."""
-        kind = KINDS[fault.kind]
-        spec = self.spec(kind)
+        spec = self.spec(fault)
         expected_digest = self.undisturbed(spec)
         submitted_at = time.time()
         job = submit(spec, self.store, self.stack.home).id

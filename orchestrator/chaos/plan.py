@@ -92,7 +92,7 @@ class Plan(_Section):
         }
 
 
-LATEST_OF_PATIENT = 0.3  # of the steps: the rest of the job has to outlast the patience
+_LATEST_OF_PATIENT = 0.3  # of the steps: the rest of the job has to outlast the patience
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +148,7 @@ def faults(plan: Plan) -> list[Fault]:
         Fault(
             number=number,
             kind=kind,
-            at=draw.uniform(0.15, LATEST_OF_PATIENT if KINDS[kind].patient else 0.7),
+            at=draw.uniform(0.15, _LATEST_OF_PATIENT if KINDS[kind].patient else 0.7),
             pick=draw.random(),
         )
         for number, kind in enumerate(chosen, 1)

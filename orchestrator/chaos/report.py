@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from orchestrator.chaos.campaign import Trial
 from orchestrator.chaos.plan import KINDS, Plan
+
+_ROOMY = 60  # above so many, bars are thin
 
 
 def page(plan: Plan, trials: Sequence[Trial], *, where: str, when: str, picture: str | None) -> str:
@@ -51,23 +54,31 @@ def page(plan: Plan, trials: Sequence[Trial], *, where: str, when: str, picture:
 
 
 def draw(trials: Sequence[Trial], path: Path) -> None:
-    """One bar a job; the mark is its fault, the light part the time until the next new step."""
+    """One bar a job from its submission on, by kinds; the mark is its fault, the light part the time until the next
+    new step."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    began = min(trial.submitted_at for trial in trials)
-    figure, axes = pyplot.subplots(figsize=(9, 0.6 + 0.22 * len(trials)), layout="constrained")
-    for row, trial in enumerate(trials):
+    order = list(KINDS)
+    rows = sorted(trials, key=lambda trial: (order.index(trial.fault.kind), trial.fault.number))
+    height_in = 0.22 if len(rows) <= _ROOMY else 0.08
+    figure, axes = pyplot.subplots(figsize=(9, 0.8 + height_in * len(rows)), layout="constrained")
+    for row, trial in enumerate(rows):
         colour = "tab:red" if trial.wrong else "tab:green"
-        axes.barh(row, trial.ended_at - trial.submitted_at, left=trial.submitted_at - began, color=colour, height=0.7)
+        axes.barh(row, trial.ended_at - trial.submitted_at, color=colour, height=0.7)
         if trial.struck is not None:
-            axes.barh(row, trial.back_after_s or 0.0, left=trial.struck["at"] - began, color="0.85", height=0.7)
-            axes.plot(trial.struck["at"] - began, row, "k|", markersize=9)
-    axes.set_yticks(range(len(trials)), [f"{trial.fault.number} {trial.fault.kind}" for trial in trials], fontsize=7)
-    axes.invert_yaxis()
-    axes.set_xlabel("seconds")
+            struck_s = trial.struck["at"] - trial.submitted_at
+            axes.barh(row, trial.back_after_s or 0.0, left=struck_s, color="0.85", height=0.7)
+            axes.plot([struck_s, struck_s], [row - 0.5, row + 0.5], color="black", linewidth=1.2)
+    kinds = [trial.fault.kind for trial in rows]
+    firsts = [row for row, kind in enumerate(kinds) if row == 0 or kinds[row - 1] != kind]
+    middles = [(first + last - 1) / 2 for first, last in pairwise([*firsts, len(rows)])]
+    axes.set_yticks(middles, [kinds[first] for first in firsts], fontsize=8)
+    axes.hlines([first - 0.5 for first in firsts[1:]], 0, 1, transform=axes.get_yaxis_transform(), color="0.8", lw=0.5)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel("seconds since the job was submitted")
     figure.savefig(path)
     pyplot.close(figure)
 

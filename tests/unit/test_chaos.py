@@ -23,7 +23,7 @@ from jobs import contract
 from jobs.errors import ClusterUnreachable, SpecError
 from orchestrator.chaos.campaign import Campaign, Trial, canary_spec
 from orchestrator.chaos.oracle import Evidence, overlaps, verdict
-from orchestrator.chaos.plan import KINDS, Fault, Plan, faults, read_plan
+from orchestrator.chaos.plan import KINDS, Canary, Fault, Plan, faults, read_plan
 from orchestrator.chaos.report import page, write
 from orchestrator.settings import Home
 from orchestrator.stack import Stack
@@ -82,6 +82,17 @@ def test_overlap_across_hosts_allows_for_their_clocks() -> None:
     assert overlaps([span(1, 0, 6.0), span(2, 5.5, 9.0, host="b")]) == []
     assert len(overlaps([span(1, 0, 7.0), span(2, 5.5, 9.0, host="b")])) == 1
     assert overlaps([span(1, 0, None), span(2, 5.5, 9.0)]) == [], "killed: others testify for it"
+
+
+@pytest.mark.parametrize(("kind", "rest_s"), [("kill_ray_node", 10.0), ("power_off", 12.0), ("stop_mlflow", 0.0)])
+def test_canary_is_still_training_when_its_fault_is_seen(kind: str, rest_s: float, tmp_path: Path) -> None:
+    plan = Plan(canary=Canary(steps=30, step_s=0.1))
+    stack = Stack(Home(tmp_path))
+    campaign = Campaign(plan, stack, cast(Any, None), cast(Any, None))
+    for at in (0.15, 0.3, 0.65):
+        arguments = list(campaign.spec(Fault(number=1, kind=kind, at=at, pick=0.0)).program.args)
+        steps = int(arguments[arguments.index("--steps") + 1])
+        assert steps == 30 if rest_s == 0.0 else steps * (1 - at) * 0.1 >= rest_s
 
 
 def test_same_seed_gives_the_same_faults_and_each_kind_comes_before_any_comes_twice() -> None:

@@ -28,7 +28,7 @@ def test_every_kind_of_fault_is_survived_with_the_bits_of_an_undisturbed_run(
     cluster: Cluster, kinds: list[str], request: pytest.FixtureRequest
 ) -> None:
     report = cluster.folder / f"{request.node.callspec.id}.md"
-    canary = {"nodes": 2, "steps": 60, "commit_every": 10, "credentials": cluster.credentials}
+    canary = {"nodes": 2, "steps": 80, "commit_every": 10, "credentials": cluster.credentials}
     done = run(cluster, report, timeout_s=1700, kinds=kinds, seed=11, canary=canary, pause_s=6.0)
     assert done.returncode == 0, f"{done.stderr}\n{report.read_text() if report.exists() else ''}"
     trials = json.loads(report.with_suffix(".json").read_text())
