@@ -40,7 +40,7 @@ def training_past(step: int) -> Any:
 
 @pytest.fixture
 def spec(tmp_path: Path) -> Path:
-    return counting_spec(tmp_path / "count.yaml", "--steps", STEPS, "--step_s", 0.08, "--commit_every", 15)
+    return counting_spec(tmp_path / "count.yaml", "--steps", STEPS, "--step_s", 0.12, "--commit_every", 15)
 
 
 def test_killed_worker_leads_to_a_second_attempt_that_resumes(rex: Rex, spec: Path) -> None:
@@ -191,7 +191,7 @@ def test_worker_that_ignores_sigterm_is_killed_after_its_grace(rex: Rex, tmp_pat
 
 
 def test_job_that_does_not_fit_now_waits_and_says_for_whom(rex: Rex, tmp_path: Path) -> None:
-    long = rex.submit(counting_spec(tmp_path / "a.yaml", "--steps", 400, name="long", priority=5))
+    long = rex.submit(counting_spec(tmp_path / "a.yaml", "--steps", 9999, name="long", priority=5))
     rex.wait(long, lambda s: s["state"] in ("launching", "running"))
     late = rex.submit(counting_spec(tmp_path / "b.yaml", "--steps", 5, name="late"))
     waiting = rex.wait(late, lambda s: long in s["waiting"])
@@ -222,7 +222,7 @@ def test_cancel_while_the_control_plane_is_down_still_drains(rex: Rex, tmp_path:
 
 
 def test_killed_ray_is_brought_up_again_and_the_job_resumes(rex: Rex, tmp_path: Path) -> None:
-    job = rex.submit(counting_spec(tmp_path / "c.yaml", "--steps", STEPS, "--step_s", 0.08, "--commit_every", 15))
+    job = rex.submit(counting_spec(tmp_path / "c.yaml", "--steps", STEPS, "--step_s", 0.12, "--commit_every", 15))
     rex.wait(job, training_past(20))
     ray = rex.stack.service("ray")
     assert ray is not None
