@@ -15,6 +15,7 @@ from jobs.budgets import Cause
 from jobs.manifest import parse_name
 from jobs.states import AttemptEnded, Effect, State, StopRequested, WorkersReported
 from orchestrator.control import observe
+from orchestrator.control.elapsed import Elapsed
 from orchestrator.control.provider import Provider
 from orchestrator.control.teardown import Teardown
 from orchestrator.store import AttemptRow, JobRow, Store
@@ -36,7 +37,10 @@ class Following:
         steady: Callable[[], float],
     ) -> None:
         self.store, self.gangs, self.clock, self._steady = store, gangs, clock, steady
-        self.teardown = Teardown(store, gangs, Watch(gangs.register, steady), provider, clock=clock, steady=steady)
+        self.elapsed = Elapsed(clock, steady)
+        self.teardown = Teardown(
+            store, gangs, Watch(gangs.register, steady), provider, elapsed=self.elapsed, steady=steady
+        )
         self._stopping: dict[tuple[str, int], float] = {}  # when force was last used
 
     def follow(self, row: JobRow, views: list[NodeView]) -> None:
@@ -122,6 +126,7 @@ class Following:
         )
         self._stopping.pop((row.id, attempt.number), None)
         self.teardown.forget(row.id, attempt.number, row.spec.gang.nodes)
+        self.elapsed.forget(row.id, attempt.number)
 
     def _ended_at(self, attempt: AttemptRow, records: list[dict[str, Any]]) -> float:
         """When the last node ended: by its record, or by its last heartbeat where nobody was there to write one.
@@ -148,20 +153,23 @@ class Following:
 
     def _limits(self, row: JobRow, attempt: AttemptRow, seen: observe.Progress) -> None:
         """Time limits: of starting, of draining (an agent that missed the first word), of running in all."""
-        now, limits = self.clock(), row.spec.limits
-        if row.state is State.LAUNCHING and now - attempt.granted_at > limits.start_timeout_s:
+        limits = row.spec.limits
+        ran_s = self.elapsed.since(row.id, attempt.number, attempt.granted_at)
+        if row.state is State.LAUNCHING and ran_s > limits.start_timeout_s:
             self._once(row, "start_timeout", {"seen": f"no worker has reported after {limits.start_timeout_s:g} s"})
             self._force_stop(row, attempt, START_TIMEOUT)
         told_at = self.store.effect_done_at(row.id, attempt.number, Effect.STOP)
-        if told_at is not None and now - told_at > limits.drain_grace_s + _STOP_MARGIN_S:
+        patience_s = limits.drain_grace_s + _STOP_MARGIN_S
+        if told_at is not None and self.elapsed.since(row.id, attempt.number, told_at) > patience_s:
             self._force_stop(row, attempt, (row.job.stop_for or Cause.CANCELLED).value)
         if limits.wall_time_s is not None and row.job.stop_for is None:
             resumes = [e["attempt"] for e in self.store.events(row.id) if e["action"] == "resume_requested"]
-            counted = [a for a in self.store.attempts(row.id) if a.number > max(resumes, default=0)]
-            spent_s = sum((a.ended_at or now) - a.granted_at for a in counted)
+            counted = [a for a in self.store.attempts(row.id) if max(resumes, default=0) < a.number < attempt.number]
+            spent_s = ran_s + sum(max(0.0, (a.ended_at or a.granted_at) - a.granted_at) for a in counted)
             if spent_s > limits.wall_time_s:
                 detail = f"ran {spent_s:.0f} s in all, the limit is {limits.wall_time_s:g} s"
                 stop = StopRequested(cause=Cause.TIME_LIMIT, detail=detail)
+                now = self.clock()
                 self.store.apply(self.store.get(row.id), stop, now=now, action="time_limit", detail={"seen": detail})
 
 

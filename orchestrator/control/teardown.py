@@ -20,6 +20,7 @@ from cluster.lease import Watch
 from cluster.node.ending import certify
 from cluster.node.released import left
 from jobs.errors import ClusterUnreachable
+from orchestrator.control.elapsed import Elapsed
 from orchestrator.control.provider import Provider
 from orchestrator.store import AttemptRow, JobRow, Store
 
@@ -40,11 +41,11 @@ class Teardown:
         watch: Watch,
         provider: Provider,
         *,
-        clock: Callable[[], float],
+        elapsed: Elapsed,
         steady: Callable[[], float],
     ) -> None:
         self.store, self.gangs, self.watch, self.provider = store, gangs, watch, provider
-        self.clock, self._steady = clock, steady
+        self._elapsed, self._steady = elapsed, steady
         self._port_since: dict[tuple[str, int, int], float] = {}  # since when a master port was seen to be taken
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="certify")
         self._certifying: dict[tuple[str, int, int], Future[Record]] = {}
@@ -128,7 +129,7 @@ class Teardown:
 
     def _never_placed(self, row: JobRow, attempt: AttemptRow, view: NodeView) -> bool:
         """Ray has not started the agent within the time to start, or it is to be stopped before it was."""
-        waited_s = self.clock() - attempt.granted_at
+        waited_s = self._elapsed.since(row.id, attempt.number, attempt.granted_at)
         overdue = waited_s > row.spec.limits.start_timeout_s or row.job.stop_for is not None
         return view.answer == "pending" and overdue and attempt.ready_at is None and waited_s > _PLACING_S
 

@@ -126,11 +126,20 @@ class ClosedRuns:
 class World:
     def __init__(self, folder: Path) -> None:
         self.clock, self.gangs = Clock(), ScriptedGangs()
+        self.jumped_s = 0.0
         self.store = Store(f"sqlite:///{folder / 'store.db'}")
         self.store.migrate()
         effects = cast(Effects, NoEffects())
         census = Census(self.store, cast(Gangs, self.gangs), WANTED, clock=self.clock)
-        self.loop = Loop(self.store, cast(Gangs, self.gangs), effects, census, clock=self.clock, steady=self.clock)
+        self.loop = Loop(self.store, cast(Gangs, self.gangs), effects, census, clock=self.clock, steady=self.steady)
+
+    def steady(self) -> float:
+        """Does not jump with the wall clock."""
+        return self.clock.now - self.jumped_s
+
+    def jump(self, by_s: float) -> None:
+        self.jumped_s += by_s
+        self.clock.now += by_s
 
     def submit(self, job: str = "j", **changes: Any) -> JobRow:
         spec = build_spec({"name": "j", "program": {"module": "m"}, **changes})
@@ -446,6 +455,45 @@ def test_running_time_before_a_resume_does_not_count_against_the_limit(world: Wo
     world.clock.now += 50
     world.loop.tick()
     assert world.store.get("j").job.stop_for is None
+
+
+@pytest.mark.parametrize("by_s", [7200.0, -7200.0])
+def test_wall_clock_that_jumps_on_the_control_planes_host_ends_no_healthy_job(world: World, by_s: float) -> None:
+    world.launched("slow", limits={"start_timeout_s": 60})
+    world.gangs.views["slow"] = [report()]
+    world.loop.tick()
+    world.jump(by_s)
+    world.loop.tick()
+    assert world.gangs.stopped == [], "it has had no time to start"
+    world.gangs.views["slow"] = [report(step=1, phase="training")]
+    world.loop.tick()
+    assert world.state("slow") is State.RUNNING
+    world.jump(by_s)
+    world.clock.now += 50
+    world.loop.tick()
+    world.store.request("slow", StopRequested(cause=Cause.CANCELLED), action="cancel_requested")
+    world.done("slow", Effect.STOP)
+    world.loop.tick()
+    world.jump(by_s)
+    world.loop.tick()
+    assert world.gangs.stopped == [], "its grace is not over"
+    world.clock.now += 3600
+    world.loop.tick()
+    assert world.gangs.stopped == [("slow", "cancelled", 0.0)], "and a limit still is one"
+
+
+@pytest.mark.parametrize("by_s", [7200.0, -7200.0])
+def test_limit_of_running_time_counts_no_jump_of_the_wall_clock(world: World, by_s: float) -> None:
+    world.launched(limits={"wall_time_s": 100})
+    world.gangs.views["j"] = [report(step=1, phase="training")]
+    world.loop.tick()
+    world.jump(by_s)
+    world.clock.now += 90
+    world.loop.tick()
+    assert world.store.get("j").job.stop_for is None
+    world.clock.now += 11
+    world.loop.tick()
+    assert world.store.get("j").job.stop_for is Cause.TIME_LIMIT
 
 
 def test_bad_job_does_not_keep_the_others_from_going_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
