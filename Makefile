@@ -34,7 +34,7 @@ campaigns: setup ## damage and kill checkpoint chains on two stores; writes docs
 	@$(BIN)/python -m tests.campaigns $(ARGS)
 
 chaos-short: setup ## each kind of fault at two moments on three hosts, with real training (an hour); writes docs/chaos-short.md
-	@$(BIN)/python -m tests.campaigns.hosts --training --count 32 --page chaos-short
+	@$(BIN)/python -m tests.campaigns.hosts --training --each 2 --page chaos-short
 
 chaos: setup ## 200 faults on three hosts, with the canary (hours); writes docs/chaos-200.md
 	@$(BIN)/python -m tests.campaigns.hosts $(ARGS)

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from orchestrator.chaos.plan import KINDS
 from tests.support import hosts as hosts_support
 from tests.support.hands import Hands
 from tests.support.radosgw import missing_for_radosgw
@@ -20,15 +21,17 @@ from tests.support.rex import REXCTL
 
 DOCS = Path(__file__).parents[2] / "docs"
 LEASE_S = 12.0
+_OUTLASTING = 1000  # training steps: more than a lease, even if only the last 70% are left
+_STORE_BYTES = 10 << 30  # for all checkpoints of all jobs
 # ReXNet 0.9 on the digits, small enough to be started hundreds of times.
-TRAINING = {
+TRAINING: dict[str, Any] = {
     "name": "rexnet",
     "gang": {"nodes": 2, "workers_per_node": 1},
     "program": {
         "module": "rexnet.train",
         "args": [
-            "--config=quickstart", "--image_resize=16", "--batch_size=16", "--global_batch=32", "--max_steps=150",
-            "--ckpt_every=25 steps", "--val_interval=1000", "--drop_rate=0.2",
+            "--config=quickstart", "--image_resize=16", "--batch_size=16", "--global_batch=32",
+            "--val_interval=1000", "--drop_rate=0.2",
         ],
     },
     "data": {"builtin": "digits"},
@@ -47,16 +50,19 @@ def run(cluster: Cluster, report: Path, *, timeout_s: float, **plan: Any) -> sub
         return cluster.hosts.run(1, command, env=cluster.rex_env, timeout=timeout_s)
 
 
-def training(cluster: Cluster) -> dict[str, Any]:
+def training(cluster: Cluster, *, steps: int) -> dict[str, Any]:
     """The plan's `canary` for real training; its job file lies where `run` writes the plan."""
     path = cluster.folder / "training.yaml"
-    path.write_text(yaml.safe_dump({**TRAINING, "credentials": cluster.credentials}))
+    more = [f"--max_steps={steps}", f"--ckpt_every={steps // 4} steps"]
+    program = {**TRAINING["program"], "args": [*TRAINING["program"]["args"], *more]}
+    path.write_text(yaml.safe_dump({**TRAINING, "program": program, "credentials": cluster.credentials}))
     return {"job": path.name}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
     parser.add_argument("--count", type=int, default=200, help="faults (default 200)")
+    parser.add_argument("--each", type=int, help="faults of each kind, instead of --count")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--training", action="store_true", help="real training instead of the canary")
     parser.add_argument("--page", default="chaos-200", help="name of the report in docs/")
@@ -65,12 +71,13 @@ def main() -> int:
     if lacking:
         print(f"chaos: several hosts on one machine: {lacking}", file=sys.stderr)
         return 3
-    with lone_hosts(3, lease_s=LEASE_S) as cluster:
+    with lone_hosts(3, lease_s=LEASE_S, memory=_STORE_BYTES) as cluster:
         canary: dict[str, Any] = {"nodes": 2, "steps": 80, "commit_every": 10, "credentials": cluster.credentials}
         if given.training:
-            canary = training(cluster)
+            canary = training(cluster, steps=_OUTLASTING)
         report = cluster.folder / f"{given.page}.md"
-        done = run(cluster, report, timeout_s=48 * 3600, seed=given.seed, count=given.count, canary=canary, pause_s=6.0)
+        count = given.count if given.each is None else given.each * len(KINDS)
+        done = run(cluster, report, timeout_s=48 * 3600, seed=given.seed, count=count, canary=canary, pause_s=6.0)
         for page in report.parent.glob(f"{given.page}.*"):
             shutil.copy(page, DOCS)
         print(done.stderr, done.stdout, sep="\n")

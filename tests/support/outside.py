@@ -30,10 +30,10 @@ _QUIET = {
 class Outside:
     """Both servers, up while inside. Each can be stopped (it takes connections and answers none) and go on."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, memory: int = 2 << 30) -> None:
         self.folder = folder
         (folder / "s3").mkdir(parents=True)
-        self._gateway = RadosGateway(folder / "s3", OUTSIDE)
+        self._gateway = RadosGateway(folder / "s3", OUTSIDE, memory=memory)
         self._mlflow: subprocess.Popen[bytes] | None = None
         with socket.create_server((OUTSIDE, 0)) as probe:
             self.mlflow_uri = f"http://{OUTSIDE}:{probe.getsockname()[1]}"

@@ -41,7 +41,7 @@ mon warn on pool no redundancy = false
 mon data avail warn = 1
 mon data avail crit = 1
 osd objectstore = memstore
-memstore device bytes = 2147483648
+memstore device bytes = {memory}
 run dir = {folder}
 admin socket = {folder}/$name.asok
 log file = {folder}/log/$name.log
@@ -68,11 +68,12 @@ def missing_for_radosgw() -> str:
 class RadosGateway:
     """`start()`, use `endpoint`, `stop()`. The gateway alone can be stopped and started again: an outage.
 
-    It answers at `address`, everything behind it on loopback.
+    It answers at `address`, everything behind it on loopback. Objects lie in memory, replaced ones for some seconds
+    more; when `memory` bytes are full, writers wait for ever.
     """
 
-    def __init__(self, folder: Path, address: str = "127.0.0.1") -> None:
-        self._folder, self._address = folder, address
+    def __init__(self, folder: Path, address: str = "127.0.0.1", *, memory: int = 2 << 30) -> None:
+        self._folder, self._address, self._memory = folder, address, memory
         self._port, self._mon_v2, self._mon_v1 = _free_ports(3)
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -123,7 +124,9 @@ class RadosGateway:
             (self._folder / name).mkdir(parents=True)
         fsid, keyring, monmap = str(uuid.uuid4()), str(self._folder / "keyring"), str(self._folder / "monmap")
         Path(self._conf).write_text(
-            _CONFIG.format(fsid=fsid, folder=self._folder, mon_v1=self._mon_v1, mon_v2=self._mon_v2)
+            _CONFIG.format(
+                fsid=fsid, folder=self._folder, mon_v1=self._mon_v1, mon_v2=self._mon_v2, memory=self._memory
+            )
         )
         self._run(*("ceph-authtool", keyring, "--create-keyring", "--gen-key", "-n", "mon.", "--cap", "mon", "allow *"))
         self._run(

@@ -182,12 +182,13 @@ class Cluster:
 
 
 @contextmanager
-def lone_hosts(count: int, **settings: Any) -> Iterator[Cluster]:
-    """A cluster over hosts that share nothing but an S3 and an MLflow server; up, and down afterwards."""
+def lone_hosts(count: int, *, memory: int = 2 << 30, **settings: Any) -> Iterator[Cluster]:
+    """A cluster over hosts that share nothing but an MLflow server and an S3 server with so many bytes of memory; up,
+    and down afterwards."""
     with (
         tempfile.TemporaryDirectory(prefix="rexhosts", dir="/var/tmp") as name,
         Hosts(Path(name), count, alone=True, disk_bytes=_DISK_BYTES) as hosts,
-        Outside(Path(name) / "outside") as outside,
+        Outside(Path(name) / "outside", memory=memory) as outside,
     ):
         cluster = Cluster(hosts, outside=outside, **{"min_free_disk_gib": 0.01, **settings})
         cluster.up()
