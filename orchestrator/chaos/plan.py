@@ -40,6 +40,7 @@ KINDS = {
             for victim in _VICTIMS
         ),
         Kind(name="kill_ray_node", expects="goes_on", where="node", needs=("start_ray_node",)),
+        Kind(name="stop_ray_node", expects="untouched", where="node"),
         Kind(name="kill_driver", expects="untouched", where="control"),
         Kind(name="kill_control_plane", expects="untouched", where="control"),
         Kind(name="stop_driver", expects="untouched", where="control"),

@@ -56,7 +56,7 @@ class Strikes:
         ranks = [
             rank
             for rank, node in enumerate(attempt.nodes)
-            if victim != "ray_node" or node["host"] not in self.plan.spare
+            if fault.kind != "kill_ray_node" or node["host"] not in self.plan.spare
         ]
         # msrun's scheduler is on the first node alone.
         rank = 0 if victim == "scheduler" else ranks[int(fault.pick * len(ranks))]
@@ -70,7 +70,7 @@ class Strikes:
             agent = next((seen["agent"] for seen in view["nodes"] if seen["node_rank"] == rank), None)
             pause_s = self.plan.pause_s + (self.stack.home.settings.lease_s if KINDS[fault.kind].patient else 0.0)
             struck = self.gangs.on_node(node["id"], "strike", how, victim, attempt.token, agent, pause_s)
-        if struck is not None and victim == "ray_node":
+        if struck is not None and fault.kind == "kill_ray_node":
             self._later(self.plan.pause_s, lambda: self._run("start_ray_node", node))
         return None if struck is None else {"what": victim, "host": node["host"], **struck}
 

@@ -13,7 +13,10 @@ from tests.support.ray_hosts import Cluster
 
 # What strikes one host and no other is tried on the local stack (tests/integration/stack), what kills a rank under real
 # training beside this; `make chaos` and `make chaos-short` try all.
-ELSEWHERE = {"kill_worker", "kill_supervisor", "stop_supervisor", "stop_agent", "kill_control_plane", "stop_mlflow"}
+ELSEWHERE = {
+    *("kill_worker", "kill_supervisor", "stop_supervisor", "stop_agent"),
+    *("kill_control_plane", "stop_ray_node", "stop_mlflow"),
+}
 HERE = [kind for kind in KINDS if kind not in ELSEWHERE]
 SPLIT = {
     "killed": [kind for kind in HERE if kind.startswith("kill_")],

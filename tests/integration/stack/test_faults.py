@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import socket
@@ -219,6 +220,15 @@ def test_cancel_while_the_control_plane_is_down_still_drains(rex: Rex, tmp_path:
     ended = rex.finish(job)
     assert ended["state"] == "cancelled"
     assert ended["checkpoint"]["step"] == ended["attempts"][0]["to_step"], "drained, not killed"
+
+
+def test_stopped_ray_node_is_nothing_to_a_job_that_trains(rex: Rex, tmp_path: Path) -> None:
+    plan, report = tmp_path / "plan.yaml", tmp_path / "report.md"
+    plan.write_text("{kinds: [stop_ray_node], pause_s: 4.0, canary: {steps: 120, step_s: 0.1}}")
+    done = rex("chaos", str(plan), "--report", str(report))
+    assert done.returncode == 0, f"{done.stderr}{report.read_text() if report.exists() else ''}"
+    (trial,) = json.loads(report.with_suffix(".json").read_text())
+    assert trial["struck"]["what"] == "ray_node" and trial["causes"] == ["done"]
 
 
 def test_killed_ray_is_brought_up_again_and_the_job_resumes(rex: Rex, tmp_path: Path) -> None:
