@@ -21,7 +21,8 @@ from tests.support.rex import REXCTL
 
 DOCS = Path(__file__).parents[2] / "docs"
 LEASE_S = 12.0
-_OUTLASTING = 1000  # training steps: more than a lease, even if only the last 70% are left
+_OUTLASTING = 400  # training steps of 0.1 s: more than a lease, even if only the last 70% are left
+_HANG_S = 10.0  # less than a lease, for which what is stopped stays so
 _STORE_BYTES = 10 << 30  # for all checkpoints of all jobs
 # ReXNet 0.9 on the digits, small enough to be started hundreds of times.
 TRAINING: dict[str, Any] = {
@@ -36,7 +37,6 @@ TRAINING: dict[str, Any] = {
     },
     "data": {"builtin": "digits"},
     "retry": {"backoff_s": 0.5},
-    "limits": {"hang_s": 20},
 }  # fmt: skip
 
 
@@ -50,12 +50,13 @@ def run(cluster: Cluster, report: Path, *, timeout_s: float, **plan: Any) -> sub
         return cluster.hosts.run(1, command, env=cluster.rex_env, timeout=timeout_s)
 
 
-def training(cluster: Cluster, *, steps: int) -> dict[str, Any]:
+def training(cluster: Cluster, *, steps: int, hang_s: float) -> dict[str, Any]:
     """The plan's `canary` for real training; its job file lies where `run` writes the plan."""
     path = cluster.folder / "training.yaml"
     more = [f"--max_steps={steps}", f"--ckpt_every={steps // 4} steps"]
     program = {**TRAINING["program"], "args": [*TRAINING["program"]["args"], *more]}
-    path.write_text(yaml.safe_dump({**TRAINING, "program": program, "credentials": cluster.credentials}))
+    spec = {**TRAINING, "program": program, "limits": {"hang_s": hang_s}, "credentials": cluster.credentials}
+    path.write_text(yaml.safe_dump(spec))
     return {"job": path.name}
 
 
@@ -74,7 +75,7 @@ def main() -> int:
     with lone_hosts(3, lease_s=LEASE_S, memory=_STORE_BYTES) as cluster:
         canary: dict[str, Any] = {"nodes": 2, "steps": 80, "commit_every": 10, "credentials": cluster.credentials}
         if given.training:
-            canary = training(cluster, steps=_OUTLASTING)
+            canary = training(cluster, steps=_OUTLASTING, hang_s=_HANG_S)
         report = cluster.folder / f"{given.page}.md"
         count = given.count if given.each is None else given.each * len(KINDS)
         done = run(cluster, report, timeout_s=48 * 3600, seed=given.seed, count=count, canary=canary, pause_s=6.0)
