@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection, Sequence
 
 import mindspore as ms
 from mindspore import Tensor
@@ -56,6 +57,10 @@ class Ranks:
         parts = [int(digest[i : i + 3], 16) for i in (0, 3, 6)]  # 12 bits each: exact for 4,096 ranks
         alone = sum(self.sum(part) != part * self._size for part in parts)
         return self.sum(alone) == 0
+
+    def first_common(self, names: Sequence[str], mine: Collection[str]) -> str | None:
+        """The first of `names`, which are the same on all ranks, that is among `mine` on each; None if none is."""
+        return next((name for name in names if self.sum(name in mine) == self._size), None)
 
     def agree(self, what: str, value: str) -> None:
         """SpecError unless `value` is the same on all ranks."""

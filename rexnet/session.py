@@ -78,12 +78,14 @@ class Session:
         )  # fmt: skip
         note = mix_precision(self.network, recipe, device)
         self.ranks = Ranks(world)
-        served = {"kernels": kernels.digest(), "instruction_set": kernels.instruction_set()}
-        self.versions = library_versions(device) | served
+        self.versions = library_versions(device) | {"kernels": kernels.digest()}
         self.ranks.agree("the digest of the kernels", self.versions["kernels"])
+        # With another one on each rank, bits would depend on who ran where.
+        common = self.ranks.first_common(kernels.INSTRUCTION_SETS, kernels.instruction_sets())
+        self._use_instruction_set(common or kernels.BUILTIN)
         alike = self.ranks.same(f"{self.versions} {len(world.cpus)}")
         if not alike and world.is_first:
-            log.warning("action=ranks-differ cause=versions, instruction set or number of CPUs: bits depend on where")
+            log.warning("action=ranks-differ cause=versions or number of CPUs: bits depend on where")
         self.train = TrainStep(self.network, recipe, world.size, self.accumulation)
         self.parameters = list(self.network.get_parameters())
         self.share_statistics = ShareStatistics(self.network, world.rank) if world.size > 1 else None
@@ -288,6 +290,7 @@ class Session:
             self.pulse.update(at_once=True, resumed={"manifest": None, "step": 0}, quarantined=quarantined)
             return 0
         resume.restore(self.store, manifest, self.parameters, self.train, self.order.global_batch)
+        self._use_instruction_set(manifest.versions.get("instruction_set", ""))
         self.metrics = dict(manifest.metrics)
         self.trail = Trail(manifest.certificate or START)
         if self.world.is_first:
@@ -302,6 +305,12 @@ class Session:
         return manifest.step
 
     # -- helpers
+
+    def _use_instruction_set(self, name: str) -> None:
+        """Run with it if the kernels can here, and have the checkpoints tell what they run with."""
+        if name != kernels.instruction_set() and kernels.use(name):
+            log.info("action=instruction-set name=%s: as the other ranks, or the checkpoint", name)
+        self.versions = {**self.versions, "instruction_set": kernels.instruction_set()}
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """One micro-batch as the step takes it. What the recipe does not use is one number, and never read."""

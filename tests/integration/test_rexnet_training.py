@@ -159,6 +159,22 @@ def test_one_worker_goes_on_where_two_were_with_the_same_global_batch(
     assert "made with a global batch of 32, this run has one of 16" in other.stderr
 
 
+def test_resumed_run_keeps_the_instruction_set_that_it_began_with(
+    tmp_path: Path, data: str, first_node: tuple[Path, str]
+) -> None:
+    """On a node with a better one, too: each rounds differently."""
+    cut, whole, graphs = tmp_path / "cut", tmp_path / "whole", str(first_node[0] / "graphs")
+    for folder, steps, held in ((cut, 2, "baseline"), (cut, 4, ""), (whole, 4, "baseline")):
+        folder.mkdir(exist_ok=True)
+        arguments = (f"--data_dir={data}", f"--max_steps={steps}")
+        done = alone(folder, *arguments, REX_COMPILE_CACHE=graphs, REX_KERNELS=held)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert newest_in(folder).versions["instruction_set"] == "baseline"
+    assert newest_in(cut).attempt == 2 and "not bit-identical" not in done.stderr
+    state = "state.safetensors"
+    assert newest_in(cut).file(state).sha256 == newest_in(whole).file(state).sha256
+
+
 def test_flipped_byte_in_newest_checkpoint_resumes_from_the_one_before(
     tmp_path: Path, untouched: Path, data: str, graphs: Path
 ) -> None:

@@ -361,6 +361,38 @@ def test_one_operator_for_all_gradients_equals_the_blocks_operators(changes: dic
 
 
 @needs_library
+def test_every_instruction_set_computes_the_same_but_for_rounding() -> None:
+    best, *others = kernels.instruction_sets()
+    changes: dict[str, Any] = {"drop_rate": 0.2, "mixup": 0.2}
+    expected = flat_gradient(is_one_operator=True, **changes)
+    try:
+        for name in others:
+            assert kernels.use(name) and kernels.instruction_set() == name
+            found = flat_gradient(is_one_operator=True, **changes)
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * abs(expected[:-2]).max(), err_msg=name)
+            assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected), name
+    finally:
+        assert kernels.use(best)
+    assert not kernels.use("6502") and kernels.instruction_set() == best
+
+
+@needs_library
+def test_instruction_set_can_be_held_down_and_one_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = "from rexnet import kernels; print(kernels.instruction_set(), *kernels.instruction_sets(), " \
+        "kernels.use('x86-64-v3'))"  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, kernels.ENV_KERNELS: "baseline"}, capture_output=True,
+        text=True, check=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.stdout == "baseline baseline False\n"
+    monkeypatch.setenv(kernels.ENV_KERNELS, "x86-64-v4")
+    monkeypatch.setattr(kernels, "_names", lambda: ("x86-64-v3", "baseline"))
+    with pytest.raises(SpecError, match="this processor has not got x86-64-v4") as caught:
+        kernels.instruction_sets()
+    assert caught.value.hint == "it has x86-64-v3, baseline"
+
+
+@needs_library
 def test_a_label_beyond_the_classes_is_refused() -> None:
     ms.set_context(mode=ms.GRAPH_MODE)
     network = create_model("rexnet_09", num_classes=3, image_size=32, seed=1)
