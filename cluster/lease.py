@@ -19,6 +19,7 @@ from typing import Protocol
 
 LEASE_S = 60.0
 RENEWALS_PER_LEASE = 10
+_OVERDUE = 1.5  # times the time between two renewals
 MARGIN_S = 3.0  # from the end of a lease to the end of the last process: a tick of the supervisor, SIGKILL, a sweep
 
 Key = tuple[str, int, int]  # job, attempt, node rank
@@ -76,15 +77,22 @@ class Watch:
 
     def is_over(self, key: Key, lease_s: float) -> bool:
         """Look at the lease of a silent node. True once every process that lived under it has ended."""
-        count = self.register.renewed(key)
-        now = self._clock()
-        if key not in self._seen or self._seen[key][0] != count:
-            self._seen[key] = (count, now)
-            return False
-        if now - self._seen[key][1] <= lease_s + MARGIN_S:
+        count, silent_s = self._look(key)
+        if silent_s <= lease_s + MARGIN_S:
             return False
         self.register.revoke(key[0], key[1])
         return self.register.renewed(key) == count
+
+    def is_overdue(self, key: Key, lease_s: float) -> bool:
+        """Look at the lease of a silent node. True once it has missed a renewal: no proof of anything."""
+        return self._look(key)[1] > _OVERDUE * lease_s / RENEWALS_PER_LEASE
+
+    def _look(self, key: Key) -> tuple[int | None, float]:
+        """The newest renewal's count, and for how many seconds it has been that as far as we have seen."""
+        count, now = self.register.renewed(key), self._clock()
+        if key not in self._seen or self._seen[key][0] != count:
+            self._seen[key] = (count, now)
+        return count, now - self._seen[key][1]
 
     def revoke(self, job: str, attempt: int) -> None:
         """No node of that attempt gets more time, whatever it still says."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import subprocess
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 _LOG = logging.getLogger("rexctl.provider")
 _TIMEOUT_S = 20.0
 _AGAIN_S = 2.0
+_FRESH_S = 10.0  # a loop that is held up may look so late
 
 
 class Provider:
@@ -20,21 +22,29 @@ class Provider:
     def __init__(self, command: Sequence[str] | None) -> None:
         self._command = tuple(command or ())
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="provider")
-        self._asked: dict[tuple[str, str], tuple[float, Future[bool]]] = {}
+        self._asked: dict[tuple[str, str], Future[tuple[bool, float]]] = {}
 
     def is_gone(self, host: str, address: str) -> bool:
-        """What the last question said; asks anew now and then, and never blocks. A host may come back: the answer
-        counts for as long as it is silent."""
+        """What the last question said; asks anew now and then, and never blocks. A host may come back, and be silent
+        again later: an old answer counts for nothing."""
         if not self._command:
             return False
-        key = (host, address)
-        asked_at, future = self._asked.get(key, (0.0, None))
-        gone = future is not None and future.done() and future.result()
-        if future is None or (future.done() and time.monotonic() - asked_at > _AGAIN_S):
-            self._asked[key] = (time.monotonic(), self._pool.submit(self._ask, host, address))
-        return gone
+        future = self._asked.get((host, address))
+        gone, age_s = False, math.inf
+        if future is not None:
+            if not future.done():
+                return False
+            gone, answered_at = future.result()
+            age_s = time.monotonic() - answered_at
+        if age_s > _AGAIN_S:
+            self._asked[host, address] = self._pool.submit(self._ask, host, address)
+        return gone and age_s <= _FRESH_S
 
-    def _ask(self, host: str, address: str) -> bool:
+    def _ask(self, host: str, address: str) -> tuple[bool, float]:
+        """The answer, and when (monotonic)."""
+        return self._is_off(host, address), time.monotonic()
+
+    def _is_off(self, host: str, address: str) -> bool:
         command = [word.replace("{host}", host).replace("{address}", address) for word in self._command]
         try:
             done = subprocess.run(

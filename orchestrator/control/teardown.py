@@ -92,18 +92,19 @@ class Teardown:
         """The record of a node whose agent does not answer, or will never."""
         node = attempt.nodes[view.node_rank]
         known = {entry["id"]: entry for entry in self.store.nodes()}
-        gone = self._confirmed_gone(node, known)
+        assert attempt.plan is not None
+        key, lease_s = (row.id, attempt.number, view.node_rank), LaunchPlan.from_json(json.dumps(attempt.plan)).lease_s
+        # Ray may call a node alive for a quarter of a minute that is gone; our own heartbeats are missed sooner.
+        doubted = not self._alive(known.get(node["id"])) or self.watch.is_overdue(key, lease_s)
+        gone = self._confirmed_gone(node, known, doubted=doubted)
         if gone is not None:
             return self._lost(row, view, node, gone)
         if view.answer == "dead" or self._never_placed(row, attempt, view):
             record = self._swept(row, attempt, view)
             if record is not None:
                 return record
-        key = (row.id, attempt.number, view.node_rank)
         if view.answer == "pending" and attempt.ready_at is None and self.gangs.register.renewed(key) is None:
             return None  # Ray is still placing it
-        assert attempt.plan is not None
-        lease_s = LaunchPlan.from_json(json.dumps(attempt.plan)).lease_s
         if self.watch.is_over(key, lease_s):
             return self._lost(row, view, node, f"its lease of {lease_s:g} s ran out")
         if not self._alive(known.get(node["id"])):
@@ -111,15 +112,18 @@ class Teardown:
             self._once(row, "node_silent", {"host": node["host"], "seen": seen})
         return None
 
-    def _confirmed_gone(self, node: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> str | None:
-        """Why nothing on this host can live any more, by another word than Ray's; None if nobody says so."""
+    def _confirmed_gone(
+        self, node: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]], *, doubted: bool
+    ) -> str | None:
+        """Why nothing on this host can live any more, by another word than Ray's; None if nobody says so. Against a
+        node that renews its lease nobody is believed."""
         born = node.get("incarnation")
         for other in known.values():
             reborn = other.get("incarnation")
             same = (other["host"], other["address"]) == (node["host"], node["address"])
             if same and other["alive"] and born and reborn and reborn != born:
                 return "it is back, booted anew"
-        if self._alive(known.get(node["id"])):
+        if not doubted:
             return None
         return "the provider says that it is gone" if self.provider.is_gone(node["host"], node["address"]) else None
 

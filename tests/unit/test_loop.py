@@ -327,12 +327,20 @@ def test_provider_that_says_gone_ends_the_wait_at_once(world: World) -> None:
     assert "provider" in world.store.attempt("j", 1).detail
 
 
-def test_provider_is_not_believed_against_a_node_that_ray_reaches(world: World) -> None:
+def test_provider_is_believed_before_ray_once_a_renewal_is_missed_and_never_against_one(world: World) -> None:
     world.loop.following.teardown.provider = cast(Provider, ScriptedProvider({"h1"}))
     world.launched()
+    lease = Lease(world.gangs.register, ("j", 1, 0), LEASE_S)
     world.gangs.views["j"] = [silent("unreachable")]
+    for _ in range(5):
+        assert lease.renew() is not None
+        world.loop.tick()
+        world.clock.now += lease.every_s
+        world.loop.tick()
+        assert world.state() is State.LAUNCHING, "whoever renews its lease is there"
+    world.clock.now += lease.every_s
     world.loop.tick()
-    assert world.state() is State.LAUNCHING
+    assert world.state() is State.BACKOFF and "provider" in world.store.attempt("j", 1).detail
 
 
 def test_process_that_survives_its_attempt_holds_the_next_one_back(world: World) -> None:
