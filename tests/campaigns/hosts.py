@@ -21,7 +21,7 @@ from tests.support.rex import REXCTL
 
 DOCS = Path(__file__).parents[2] / "docs"
 LEASE_S = 12.0
-_OUTLASTING = 400  # training steps of 0.1 s: more than a lease, even if only the last 70% are left
+_OUTLASTING = 220  # training steps of 0.1 to 0.15 s: more than a lease, even if only the last 70% are left
 _HANG_S = 10.0  # less than a lease, for which what is stopped stays so
 _STORE_BYTES = 10 << 30  # for all checkpoints of all jobs
 # ReXNet 0.9 on the digits, small enough to be started hundreds of times.
