@@ -79,7 +79,8 @@ def _measure(folder: Path, server: RadosGateway) -> Result:
     seconds = {at: at - before for before, at in pairwise(ends)}  # by the end of the step
 
     def steps(began: float, ended: float) -> list[float]:
-        return [took for at, took in seconds.items() if began < at - took and at < ended]
+        """Also those that a window cuts: a step that waited for the store would be one."""
+        return [took for at, took in seconds.items() if began < at and at - took < ended]
 
     gone = [steps(began, ended) for began, ended in windows]
     calm = [steps(ended + SETTLE_S, ended + SETTLE_S + CALM_S) for _, ended in windows]

@@ -77,22 +77,25 @@ class Watch:
 
     def is_over(self, key: Key, lease_s: float) -> bool:
         """Look at the lease of a silent node. True once every process that lived under it has ended."""
-        count, silent_s = self._look(key)
-        if silent_s <= lease_s + MARGIN_S:
-            return False
+        return self._silent_s(key) > lease_s + MARGIN_S and self.revoke_if_silent(key)
+
+    def overdue_since(self, key: Key, lease_s: float) -> float | None:
+        """Look at the lease of a silent node. Once it has missed a renewal: since when nothing came (by our clock)."""
+        if self._silent_s(key) <= _OVERDUE * lease_s / RENEWALS_PER_LEASE:
+            return None
+        return self._seen[key][1]
+
+    def revoke_if_silent(self, key: Key) -> bool:
+        """Have nobody of that attempt get more time; False if this node has got some since it was looked at last."""
         self.register.revoke(key[0], key[1])
-        return self.register.renewed(key) == count
+        return key in self._seen and self.register.renewed(key) == self._seen[key][0]
 
-    def is_overdue(self, key: Key, lease_s: float) -> bool:
-        """Look at the lease of a silent node. True once it has missed a renewal: no proof of anything."""
-        return self._look(key)[1] > _OVERDUE * lease_s / RENEWALS_PER_LEASE
-
-    def _look(self, key: Key) -> tuple[int | None, float]:
-        """The newest renewal's count, and for how many seconds it has been that as far as we have seen."""
+    def _silent_s(self, key: Key) -> float:
+        """For how many seconds the newest renewal has been the same as far as we have seen."""
         count, now = self.register.renewed(key), self._clock()
         if key not in self._seen or self._seen[key][0] != count:
             self._seen[key] = (count, now)
-        return count, now - self._seen[key][1]
+        return now - self._seen[key][1]
 
     def revoke(self, job: str, attempt: int) -> None:
         """No node of that attempt gets more time, whatever it still says."""

@@ -99,9 +99,11 @@ class Stack:
         directory: its ports are open to everybody on this machine. About another one the user's own environment says
         how to reach it.
         """
-        if not self.home.embedded_ray:
-            return {}
         path = self.home.run / "ray-token"
+        if (
+            not self.home.embedded_ray or not path.exists()
+        ):  # one that an earlier version of ours has started asks for none
+            return {}
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": str(path)}
 
     def running(self) -> list[Service]:

@@ -9,6 +9,7 @@ import logging
 import os
 import struct
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -81,8 +82,7 @@ class Session:
         self.versions = library_versions(device) | {"kernels": kernels.digest()}
         self.ranks.agree("the digest of the kernels", self.versions["kernels"])
         # With another one on each rank, bits would depend on who ran where.
-        common = self.ranks.first_common(kernels.INSTRUCTION_SETS, kernels.instruction_sets())
-        self._use_instruction_set(common or kernels.BUILTIN)
+        self._use_common(kernels.INSTRUCTION_SETS)
         alike = self.ranks.same(f"{self.versions} {len(world.cpus)}")
         if not alike and world.is_first:
             log.warning("action=ranks-differ cause=versions or number of CPUs: bits depend on where")
@@ -290,7 +290,7 @@ class Session:
             self.pulse.update(at_once=True, resumed={"manifest": None, "step": 0}, quarantined=quarantined)
             return 0
         resume.restore(self.store, manifest, self.parameters, self.train, self.order.global_batch)
-        self._use_instruction_set(manifest.versions.get("instruction_set", ""))
+        self._use_common((manifest.versions.get("instruction_set", ""),))
         self.metrics = dict(manifest.metrics)
         self.trail = Trail(manifest.certificate or START)
         if self.world.is_first:
@@ -306,10 +306,11 @@ class Session:
 
     # -- helpers
 
-    def _use_instruction_set(self, name: str) -> None:
-        """Run with it if the kernels can here, and have the checkpoints tell what they run with."""
-        if name != kernels.instruction_set() and kernels.use(name):
-            log.info("action=instruction-set name=%s: as the other ranks, or the checkpoint", name)
+    def _use_common(self, instruction_sets: Sequence[str]) -> None:
+        """Run with the first of these that all ranks have, if there is one; the checkpoints tell what it is then."""
+        common = self.ranks.first_common(instruction_sets, kernels.instruction_sets())
+        if common is not None and common != kernels.instruction_set() and kernels.use(common):
+            log.info("action=instruction-set name=%s: as the other ranks, or the checkpoint", common)
         self.versions = {**self.versions, "instruction_set": kernels.instruction_set()}
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, ...]:

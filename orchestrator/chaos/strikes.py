@@ -22,6 +22,7 @@ from orchestrator.store import AttemptRow
 _LOG = logging.getLogger("rexctl.chaos")
 _COMMAND_S = 60.0
 _SECOND_S = 1.0
+_RAYS_PATIENCE_S = 10.0  # with a node that says nothing; one that was stopped for longer it calls dead
 _BLINK_SHARE = 4  # of a lease: TCP is back within twice a blink, and nobody's lease should notice
 
 
@@ -69,6 +70,8 @@ class Strikes:
         else:
             agent = next((seen["agent"] for seen in view["nodes"] if seen["node_rank"] == rank), None)
             pause_s = self.plan.pause_s + (self.stack.home.settings.lease_s if KINDS[fault.kind].patient else 0.0)
+            if fault.kind == "stop_ray_node":
+                pause_s = min(pause_s, _RAYS_PATIENCE_S)
             struck = self.gangs.on_node(node["id"], "strike", how, victim, attempt.token, agent, pause_s)
         if struck is not None and fault.kind == "kill_ray_node":
             self._later(self.plan.pause_s, lambda: self._run("start_ray_node", node))

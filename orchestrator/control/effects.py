@@ -156,7 +156,8 @@ class Effects:
             self.gangs.release(row.id, effect.attempt, row.spec.gang.nodes)
             self.gangs.register.forget(row.id, effect.attempt, row.spec.gang.nodes)
         elif effect.effect is Effect.CLOSE_TRACKING and row.state.final and row.job.attempt == effect.attempt:
-            self._keep_spare(row, effect)
+            if effect.tries == 0:  # not again each time that MLflow does not answer
+                self._keep_spare(row, effect)
             self.tracking.close(row)  # else it was resumed meanwhile: its next end closes it, and MLflow delays nothing
         self.store.effect_done(effect)
 

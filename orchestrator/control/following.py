@@ -131,11 +131,12 @@ class Following:
     def _ended_at(self, attempt: AttemptRow, records: list[dict[str, Any]]) -> float:
         """When the last node ended: by its record, or by its last heartbeat where nobody was there to write one.
 
-        The control plane may look much later, after a night in which it was down.
+        The control plane may look much later, after a night in which it was down; and its clock may have jumped since
+        the grant, which is not to count as time that the attempt ran.
         """
         beats = [float(beat["at"]) for beat in attempt.view.get("ranks", [])]
         told = [float(record["at"]) for record in records if "at" in record and not record.get("unattended")]
-        now = self.clock()
+        now = attempt.granted_at + self.elapsed.since(attempt.job_id, attempt.number, attempt.granted_at)
         return min(now, max([attempt.granted_at, *(told or beats or [now])]))
 
     def _end_together(self, row: JobRow, attempt: AttemptRow, views: list[NodeView]) -> None:

@@ -6,43 +6,39 @@ import logging
 import math
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 _LOG = logging.getLogger("rexctl.provider")
 _TIMEOUT_S = 20.0
 _AGAIN_S = 2.0
-_FRESH_S = 10.0  # a loop that is held up may look so late
 
 
 class Provider:
     """Runs `host_gone_command` with {host} and {address} filled in. Exit code 0: the host is switched off or deleted,
     and nothing on it runs. Anything else (also no answer in 20 s) is not knowing."""
 
-    def __init__(self, command: Sequence[str] | None) -> None:
-        self._command = tuple(command or ())
+    def __init__(self, command: Sequence[str] | None, *, steady: Callable[[], float] = time.monotonic) -> None:
+        self._command, self._steady = tuple(command or ()), steady
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="provider")
-        self._asked: dict[tuple[str, str], Future[tuple[bool, float]]] = {}
+        self._asked: dict[tuple[str, str], tuple[float, Future[bool]]] = {}  # the newest question, and when
+        self._gone_at: dict[tuple[str, str], float] = {}  # when it was asked, if the answer was yes
 
-    def is_gone(self, host: str, address: str) -> bool:
-        """What the last question said; asks anew now and then, and never blocks. A host may come back, and be silent
-        again later: an old answer counts for nothing."""
+    def is_gone(self, host: str, address: str, *, since: float) -> bool:
+        """Has it said so when it was asked after `since` (by the steady clock)? Asks anew every two seconds, and never
+        blocks. A host may come back, and be silent again later: what was said before counts for nothing."""
         if not self._command:
             return False
-        future = self._asked.get((host, address))
-        gone, age_s = False, math.inf
-        if future is not None:
-            if not future.done():
-                return False
-            gone, answered_at = future.result()
-            age_s = time.monotonic() - answered_at
-        if age_s > _AGAIN_S:
-            self._asked[host, address] = self._pool.submit(self._ask, host, address)
-        return gone and age_s <= _FRESH_S
-
-    def _ask(self, host: str, address: str) -> tuple[bool, float]:
-        """The answer, and when (monotonic)."""
-        return self._is_off(host, address), time.monotonic()
+        key, now = (host, address), self._steady()
+        asked_at, question = self._asked.get(key, (-math.inf, None))
+        if question is not None and question.done():
+            if question.result():
+                self._gone_at[key] = asked_at
+            else:
+                self._gone_at.pop(key, None)
+        if question is None or (question.done() and now - asked_at > _AGAIN_S):
+            self._asked[key] = (now, self._pool.submit(self._is_off, host, address))
+        return self._gone_at.get(key, -math.inf) > since
 
     def _is_off(self, host: str, address: str) -> bool:
         command = [word.replace("{host}", host).replace("{address}", address) for word in self._command]

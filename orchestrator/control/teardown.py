@@ -94,10 +94,8 @@ class Teardown:
         known = {entry["id"]: entry for entry in self.store.nodes()}
         assert attempt.plan is not None
         key, lease_s = (row.id, attempt.number, view.node_rank), LaunchPlan.from_json(json.dumps(attempt.plan)).lease_s
-        # Ray may call a node alive for a quarter of a minute that is gone; our own heartbeats are missed sooner.
-        doubted = not self._alive(known.get(node["id"])) or self.watch.is_overdue(key, lease_s)
-        gone = self._confirmed_gone(node, known, doubted=doubted)
-        if gone is not None:
+        gone = self._confirmed_gone(attempt, key, node, known, lease_s)
+        if gone is not None and self.watch.revoke_if_silent(key):
             return self._lost(row, view, node, gone)
         if view.answer == "dead" or self._never_placed(row, attempt, view):
             record = self._swept(row, attempt, view)
@@ -113,19 +111,31 @@ class Teardown:
         return None
 
     def _confirmed_gone(
-        self, node: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]], *, doubted: bool
+        self,
+        attempt: AttemptRow,
+        key: tuple[str, int, int],
+        node: Mapping[str, Any],
+        known: Mapping[str, Mapping[str, Any]],
+        lease_s: float,
     ) -> str | None:
-        """Why nothing on this host can live any more, by another word than Ray's; None if nobody says so. Against a
-        node that renews its lease nobody is believed."""
+        """Why nothing on this host can live any more, by another word than Ray's; None if nobody says so.
+
+        Ray may call a node alive for a quarter of a minute that is gone; our own heartbeats are missed sooner. Against
+        a node that renews its lease nobody is believed.
+        """
+        since = self.watch.overdue_since(key, lease_s)
+        if since is None:
+            return None
         born = node.get("incarnation")
         for other in known.values():
-            reborn = other.get("incarnation")
-            same = (other["host"], other["address"]) == (node["host"], node["address"])
-            if same and other["alive"] and born and reborn and reborn != born:
+            reborn, looked_at = other.get("incarnation"), (other.get("preflight") or {}).get("looked_at")
+            same = (other["host"], other["address"]) == (node["host"], node["address"]) and other["id"] != node["id"]
+            # Seen after the attempt began: Ray may still list a former life beside the one that has the attempt.
+            newer = looked_at is not None and looked_at > attempt.granted_at
+            if same and newer and other["alive"] and born and reborn and reborn != born:
                 return "it is back, booted anew"
-        if not doubted:
-            return None
-        return "the provider says that it is gone" if self.provider.is_gone(node["host"], node["address"]) else None
+        gone = self.provider.is_gone(node["host"], node["address"], since=since)
+        return "the provider says that it is gone" if gone else None
 
     @staticmethod
     def _alive(known: Mapping[str, Any] | None) -> bool:

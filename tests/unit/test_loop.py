@@ -16,7 +16,7 @@ from cluster.launch import LaunchPlan
 from cluster.lease import MARGIN_S, Lease
 from jobs.budgets import Cause
 from jobs.contract import Heartbeat
-from jobs.errors import ClusterUnreachable
+from jobs.errors import ClusterUnreachable, TrackingUnavailable
 from jobs.spec import build_spec
 from jobs.states import Effect, State, StopRequested
 from orchestrator.control.census import Census
@@ -95,9 +95,10 @@ class ScriptedGangs:
 
 class ScriptedProvider:
     def __init__(self, gone: set[str]) -> None:
-        self.gone = gone
+        self.gone, self.since = gone, list[float]()
 
-    def is_gone(self, host: str, address: str) -> bool:
+    def is_gone(self, host: str, address: str, *, since: float) -> bool:
+        self.since.append(since)
         return host in self.gone
 
 
@@ -113,13 +114,15 @@ class ClosedRuns:
 
     uri = "none"
 
-    def __init__(self) -> None:
-        self.closed: list[str] = []
+    def __init__(self, *, down: bool = False) -> None:
+        self.closed, self.down = list[str](), down
 
     def ensure_run(self, row: JobRow) -> str:
         raise AssertionError("nothing is launched here")
 
     def close(self, row: JobRow) -> None:
+        if self.down:
+            raise TrackingUnavailable("it is down")
         self.closed.append(row.id)
 
 
@@ -323,8 +326,12 @@ def test_node_that_ray_calls_dead_but_that_lives_is_revoked_and_waited_for(world
 def test_provider_that_says_gone_ends_the_wait_at_once(world: World) -> None:
     world.loop.following.teardown.provider = cast(Provider, ScriptedProvider({"h1"}))
     gone_from_ray(world)
+    assert world.state() is State.LAUNCHING, "it may just have renewed"
+    world.clock.now += LEASE_S / 5
+    world.loop.tick()
     assert world.state() is State.BACKOFF
     assert "provider" in world.store.attempt("j", 1).detail
+    assert ("j", 1) in world.gangs.register.revoked
 
 
 def test_provider_is_believed_before_ray_once_a_renewal_is_missed_and_never_against_one(world: World) -> None:
@@ -341,6 +348,64 @@ def test_provider_is_believed_before_ray_once_a_renewal_is_missed_and_never_agai
     world.clock.now += lease.every_s
     world.loop.tick()
     assert world.state() is State.BACKOFF and "provider" in world.store.attempt("j", 1).detail
+
+
+def test_renewal_between_the_providers_word_and_its_use_saves_the_attempt_for_its_lease(world: World) -> None:
+    lying = ScriptedProvider({"h1"})
+    world.loop.following.teardown.provider = cast(Provider, lying)
+    world.launched()
+    lease = Lease(world.gangs.register, ("j", 1, 0), LEASE_S)
+    assert lease.renew() is not None
+    world.gangs.views["j"] = [silent("unreachable")]
+    world.loop.tick()
+    began = world.clock()
+    world.clock.now += LEASE_S / 5
+    ask = lying.is_gone
+
+    def renewed_meanwhile(host: str, address: str, *, since: float) -> bool:
+        lease.renew()
+        return ask(host, address, since=since)
+
+    lying.is_gone = renewed_meanwhile  # type: ignore[method-assign]
+    world.loop.tick()
+    assert world.state() is State.LAUNCHING and lying.since == [began]
+    assert lease.renew() is None, "and it ends by itself, for it was revoked"
+
+
+def test_host_that_is_back_booted_anew_ends_the_wait_for_its_lease(world: World) -> None:
+    world.launched()
+    world.gangs.views["j"] = [silent("unreachable")]
+    world.loop.tick()
+    again = Node(id="n1b", host="h1", address="10.0.0.1", cpus=2.0, npus=0.0, alive=True)
+    world.gangs.seen_nodes = [*world.gangs.seen_nodes, again]
+    world.clock.now += LEASE_S / 5
+    world.loop.tick()
+    (seen,) = [node for node in world.store.nodes() if node["id"] == "n1b"]
+    world.store.note_node(
+        "n1b", incarnation="boot/2", preflight={**(seen["preflight"] or {}), "looked_at": world.clock()}
+    )
+    world.loop.tick()
+    assert world.state() is State.BACKOFF and "booted anew" in world.store.attempt("j", 1).detail
+
+
+def test_former_life_that_ray_still_lists_is_no_rebirth_of_the_host_that_has_the_attempt(world: World) -> None:
+    old, new = world.gangs.seen_nodes[0], Node(id="n1b", host="h1", address="10.0.0.1", cpus=2.0, npus=0.0, alive=True)
+    world.loop.tick()
+    world.gangs.seen_nodes = [old, new]
+    world.clock.now += 5
+    world.loop.tick()
+    (facts_of_old,) = [node for node in world.store.nodes() if node["id"] == "n1"]
+    assert facts_of_old["incarnation"]
+    seen = {**facts_of_old["preflight"], "looked_at": world.clock()}
+    world.store.note_node("n1b", incarnation="boot/2", preflight=seen, problem="")
+    world.clock.now += 1
+    world.launched()
+    assert [node["id"] for node in world.store.attempt("j", 1).nodes] == ["n1b"]
+    world.gangs.views["j"] = [silent("unreachable")]
+    for _ in range(4):
+        world.loop.tick()
+        world.clock.now += LEASE_S / 5
+    assert world.state() is State.LAUNCHING, "its lease decides"
 
 
 def test_process_that_survives_its_attempt_holds_the_next_one_back(world: World) -> None:
@@ -408,6 +473,20 @@ def test_process_for_the_next_agent_is_asked_for_at_the_end_of_a_job(world: Worl
     world.gangs.spare_error = ClusterUnreachable("Ray is gone")
     assert world.closed_by_effects() == ["j"], "MLflow does not wait for Ray"
     assert world.gangs.spares == [("j", ("n1",))]
+
+
+def test_process_for_the_next_agent_is_asked_for_once_however_long_mlflow_is_down(world: World) -> None:
+    world.launched()
+    world.gangs.views["j"] = [report(ended=ended())]
+    world.tick_until(lambda: world.state() is State.SUCCEEDED)
+    world.done("j", Effect.RELEASE)
+    tracking = ClosedRuns(down=True)
+    effects = Effects(world.store, cast(Gangs, world.gangs), tracking, cast(Home, None), code="")
+    for _ in range(3):
+        (close,) = world.store.pending_effects("j")
+        effects._run(close)
+    tracking.down = False
+    assert world.closed_by_effects() == ["j"] and len(world.gangs.spares) == 1
 
 
 def test_job_that_was_cancelled_before_it_had_a_node_is_closed(world: World) -> None:
