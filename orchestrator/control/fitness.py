@@ -130,7 +130,8 @@ def survey(rows: Iterable[Mapping[str, Any]], *, now: float) -> dict[str, Verdic
     rows = list(rows)
     odd = _odd_ascend(rows)
     verdicts = {row["id"]: _verdict(row, odd, now) for row in rows}
-    return {**verdicts, **_former(rows)}
+    usable = {node for node, verdict in verdicts.items() if verdict.standing is Standing.USABLE}
+    return {**verdicts, **{node: verdict for node, verdict in _former(rows).items() if node in usable}}
 
 
 def _verdict(row: Mapping[str, Any], odd: Mapping[str, str], now: float) -> Verdict:

@@ -227,6 +227,13 @@ def test_node_that_ray_still_lists_is_not_used_once_its_host_has_booted_again(wo
     assert (world.standing("n1"), world.standing("n1b")) == (Standing.LOST, Standing.USABLE)
 
 
+def test_node_that_is_left_out_says_why_whatever_else_its_host_has(world: World) -> None:
+    world.census.step()
+    world.answer("n1", python="3.10")
+    world.see("n1", "n1b", "n2")
+    assert world.standing("n1") is Standing.LEFT_OUT and "Python 3.10" in world.reason("n1")
+
+
 def test_two_ray_nodes_of_one_boot_are_both_used(world: World) -> None:
     world.see("n1", "n1b", "n2")
     world.census.step()
