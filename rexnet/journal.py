@@ -6,6 +6,7 @@ MLflow's key of a point is (key, timestamp, step, run, value), so sending one tw
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -13,6 +14,8 @@ from pathlib import Path
 
 from jobs.errors import CorruptCheckpoint
 from rexnet.backlog import Backlog
+
+log = logging.getLogger("rexnet.train")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +48,27 @@ class Journal(Backlog[Point]):
         super().__init__()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab", buffering=0)
+        self._unwritten, self._is_full = b"", False
 
     def add(self, step: int, values: dict[str, float]) -> list[Point]:
         """Record these values at `step`, now; returns the points."""
         now = int(time.time() * 1000)
         points = [Point(key, float(value), step, now) for key, value in values.items()]
-        self._file.write(to_lines(points))
         self._append(points)
+        self._write(to_lines(points))
         return points
+
+    def _write(self, lines: bytes) -> None:
+        """A full disk ends no training: what finds no room in the file is kept until it does."""
+        self._unwritten += lines
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+            self._is_full = False
+        except OSError as error:
+            if not self._is_full:
+                log.warning("action=journal cause=%s: its points are kept in memory until there is room", error)
+            self._is_full = True
 
     def close(self) -> None:
         self._file.close()

@@ -65,3 +65,15 @@ def test_steps_trained_again_after_damage_do_not_fold_the_curve() -> None:
     run.send(points(range(1, 10)))
     run.send(points(range(6, 12), at=1000))
     assert [row.step for row in client.rows] == list(range(1, 12))
+
+
+def test_full_disk_ends_no_training_and_loses_no_point(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    journal = Journal(Path("/dev/full"))
+    first = [*journal.add(1, {"a": 1.0}), *journal.add(2, {"a": 2.0})]
+    assert journal.pending() == first
+    assert caplog.text.count("No space left on device") == 1
+    journal.close()
+    journal._file = (tmp_path / "j.jsonl").open("ab", buffering=0)
+    points = [*first, *journal.add(3, {"a": 3.0})]
+    journal.close()
+    assert from_lines((tmp_path / "j.jsonl").read_bytes(), "j.jsonl") == points
