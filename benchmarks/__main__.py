@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks.pairs import HEADER
 from benchmarks.step import torch_python
 from rexnet import kernels
+from tests.support.signals import end_tidily
 
 ALL = ("step", "pipeline", "first_step", "start", "stall", "transfer", "outage", "hosts")
 _HEAD = "# Benchmarks\n\nWritten by `make bench`; every ratio is of pairs measured in turn in one run.\n"
@@ -44,6 +45,7 @@ def write_section(name: str, rows: list[str]) -> None:
 
 
 def main() -> int:
+    end_tidily()
     for name in sys.argv[1:] or ALL:
         rows = []
         for result in importlib.import_module(f"benchmarks.{name}").run():

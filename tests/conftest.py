@@ -7,7 +7,6 @@ suite between pytest-xdist's workers.
 from __future__ import annotations
 
 import os
-import signal
 import tempfile
 import time
 import uuid
@@ -22,9 +21,9 @@ from cluster.node.processes import descendants, end_by_environment, find_by_envi
 from tests.conformance.backends import Backend, MotoServer, aws_environment, make_bucket
 from tests.support import schedule
 from tests.support.radosgw import ACCESS_KEY, SECRET_KEY, RadosGateway, missing_for_radosgw
+from tests.support.signals import end_tidily
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background: commands would inherit deafness
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+end_tidily()
 
 MUST_RUN_ALL = os.environ.get("REX_TEST_ALL") == "1"
 ENV_RUN = "PYTEST_RUN_OF_REX"  # in the environment of every process that the run starts, at any depth

@@ -18,6 +18,7 @@ from cluster.storage import open_store
 from tests.campaigns import damage, kills
 from tests.conformance.backends import aws_environment, make_bucket
 from tests.support.radosgw import ACCESS_KEY, SECRET_KEY, RadosGateway, missing_for_radosgw
+from tests.support.signals import end_tidily
 
 PAGE = Path(__file__).parents[2] / "docs" / "campaigns.md"
 
@@ -32,6 +33,7 @@ def main() -> int:
     if missing:
         print(f"campaigns: radosgw is needed: {missing}", file=sys.stderr)
         return 3
+    end_tidily()
     rows, bad = [], 0
     for name, fresh, environment in stores():
         for row, failures in (
@@ -60,11 +62,11 @@ def stores() -> Iterator[tuple[str, Callable[[], str], Mapping[str, str]]]:
 def radosgw() -> Iterator[Mapping[str, str]]:
     with tempfile.TemporaryDirectory(prefix="rex-rgw-") as folder:
         server = RadosGateway(Path(folder))
-        server.start()
-        environment = aws_environment(server.endpoint, ACCESS_KEY, SECRET_KEY)
-        os.environ.pop("AWS_PROFILE", None)
-        os.environ.update(environment)
         try:
+            server.start()
+            environment = aws_environment(server.endpoint, ACCESS_KEY, SECRET_KEY)
+            os.environ.pop("AWS_PROFILE", None)
+            os.environ.update(environment)
             yield environment
         finally:
             server.stop()

@@ -18,6 +18,7 @@ from tests.support.hands import Hands
 from tests.support.radosgw import missing_for_radosgw
 from tests.support.ray_hosts import Cluster, lone_hosts
 from tests.support.rex import REXCTL
+from tests.support.signals import end_tidily
 
 DOCS = Path(__file__).parents[2] / "docs"
 LEASE_S = 12.0
@@ -72,6 +73,7 @@ def main() -> int:
     if lacking:
         print(f"chaos: several hosts on one machine: {lacking}", file=sys.stderr)
         return 3
+    end_tidily()
     with lone_hosts(3, lease_s=LEASE_S, memory=_STORE_BYTES) as cluster:
         canary: dict[str, Any] = {"nodes": 2, "steps": 80, "commit_every": 10, "credentials": cluster.credentials}
         if given.training:

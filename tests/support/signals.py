@@ -1,0 +1,14 @@
+"""For whatever starts servers and hosts: a polite stop runs its clean-up."""
+
+from __future__ import annotations
+
+import signal
+
+
+def end_tidily() -> None:
+    """SIGINT and SIGTERM raise KeyboardInterrupt, so that every context manager ends what it began.
+
+    Also in the background, where a shell has SIGINT ignored, for this process and for every command that it starts.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
