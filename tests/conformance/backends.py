@@ -93,3 +93,7 @@ def aws_environment(endpoint: str, access_key: str, secret_key: str) -> dict[str
 
 def make_bucket(name: str) -> None:
     boto3.session.Session().client("s3").create_bucket(Bucket=name)
+
+
+def keys(store: ObjectStore, prefix: str = "") -> list[str]:
+    return [info.key for info in store.list(prefix)]

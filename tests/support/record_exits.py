@@ -27,9 +27,10 @@ from cluster.node.msrun import build_msrun
 from cluster.node.processes import die_with_parent, end_by_environment
 from jobs.contract import ENV_TOKEN
 
-FOLDER = Path(__file__).resolve().parents[1] / "unit" / "recorded" / "exits"
+REPOSITORY = Path(__file__).resolve().parents[2]
+FOLDER = REPOSITORY / "tests" / "unit" / "recorded" / "exits"
 PROGRAM = str(Path(__file__).with_name("ending_program.py"))
-SHIM = str(Path(__file__).resolve().parents[2] / "cluster" / "shim.py")
+SHIM = str(REPOSITORY / "cluster" / "shim.py")
 
 
 def _port() -> int:
@@ -234,6 +235,11 @@ WAYS: dict[str, tuple[str, Callable[[], list[dict[str, Any]]]]] = {
 }
 
 
+def of_no_machine(text: str) -> str:
+    """Tracebacks name where this machine has its files."""
+    return text.replace(sys.prefix, "/venv").replace(str(REPOSITORY), "/repo")
+
+
 def main() -> None:
     import mindspore
 
@@ -243,7 +249,7 @@ def main() -> None:
         outcomes = make()
         source = f"recorded {datetime.date.today()}, MindSpore {mindspore.__version__} on CPU, Python {sys.version[:6]}"
         record = {"how": how, "source": source, "outcomes": outcomes}
-        (FOLDER / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+        (FOLDER / f"{name}.json").write_text(of_no_machine(json.dumps(record, indent=1)) + "\n")
         print(name, [(o["rank"], o["code"], o["signal"], o["reason"][:150], o["oom"]) for o in outcomes], flush=True)
 
 
