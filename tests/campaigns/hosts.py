@@ -41,14 +41,16 @@ TRAINING: dict[str, Any] = {
 }  # fmt: skip
 
 
-def run(cluster: Cluster, report: Path, *, timeout_s: float, **plan: Any) -> subprocess.CompletedProcess[str]:
-    """`rexctl chaos` on the first host, with hands outside for cables, power and servers."""
+def run(
+    cluster: Cluster, report: Path, *, timeout_s: float, shown: bool = False, **plan: Any
+) -> subprocess.CompletedProcess[str]:
+    """`rexctl chaos` on the first host, with hands outside for cables, power and servers; its output kept or shown."""
     with Hands(cluster) as hands:
         path = cluster.folder / "plan.yaml"
         common = {"spare": ["rexhost1"], "commands": hands.commands(), "allow_full_disk": True}
         path.write_text(yaml.safe_dump({**common, **plan}))
         command = [REXCTL, "chaos", str(path), "--report", str(report)]
-        return cluster.hosts.run(1, command, env=cluster.rex_env, timeout=timeout_s)
+        return cluster.hosts.run(1, command, env=cluster.rex_env, timeout=timeout_s, capture_output=not shown)
 
 
 def training(cluster: Cluster, *, steps: int, hang_s: float) -> dict[str, Any]:
@@ -80,10 +82,11 @@ def main() -> int:
             canary = training(cluster, steps=_OUTLASTING, hang_s=_HANG_S)
         report = cluster.folder / f"{given.page}.md"
         count = given.count if given.each is None else given.each * len(KINDS)
-        done = run(cluster, report, timeout_s=48 * 3600, seed=given.seed, count=count, canary=canary, pause_s=6.0)
+        done = run(
+            cluster, report, timeout_s=48 * 3600, shown=True, seed=given.seed, count=count, canary=canary, pause_s=6.0
+        )
         for page in report.parent.glob(f"{given.page}.*"):
             shutil.copy(page, DOCS)
-        print(done.stderr, done.stdout, sep="\n")
     return done.returncode
 
 

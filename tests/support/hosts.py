@@ -221,7 +221,8 @@ class Hosts:
 
     def run(self, host: int, command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
         env = options.pop("env", None)
-        return subprocess.run(self.command(host, command, env), capture_output=True, text=True, check=False, **options)
+        options = {"capture_output": True, "text": True, "check": False, **options}
+        return subprocess.run(self.command(host, command, env), **options)  # noqa: PLW1510 - it is among the options
 
     def start(
         self, host: int, command: Sequence[str], log: Path, env: dict[str, str] | None = None
