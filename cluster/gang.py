@@ -8,6 +8,8 @@ last one stopped, and doing a thing twice does it once.
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ from jobs import ascend
 from jobs.errors import ClusterUnreachable
 
 _POLL_S = 2.0
+_ASK_AGAIN_S = 10.0  # for an answer that got lost on the way
 
 for _module in (ascend, facts, code):  # what they hold is to run on nodes that have an older one of them, or none
     ray.cloudpickle.register_pickle_by_value(_module)
@@ -79,6 +82,7 @@ class Gangs:
         self.address = address
         self.register = HeadRegister()
         self._agents: dict[tuple[str, int, int], Any] = {}
+        self._unanswered: dict[tuple[str, int, int], tuple[Any, float]] = {}  # a poll under way, and since when
 
     @translated
     def connect(self) -> None:
@@ -159,21 +163,36 @@ class Gangs:
 
     @translated
     def poll(self, attempts: Iterable[tuple[str, int, int]]) -> dict[tuple[str, int], list[NodeView]]:
-        """What every node of every given (job, attempt, number of nodes) says, asked all at once."""
+        """What every node of every given (job, attempt, number of nodes) says, asked all at once.
+
+        Who did not answer the last time is neither waited for again, which would hold up all others' jobs, nor asked
+        again at once, which would leave it as many questions as there were ticks.
+        """
         views: dict[tuple[str, int], list[NodeView]] = {}
         asked: dict[Any, tuple[str, int, int]] = {}
+        earlier, self._unanswered = self._unanswered, {}
+        now = time.monotonic()
         for job, attempt, nodes in attempts:
             views[job, attempt] = []
             for node_rank in range(nodes):
                 actor = self._agent(job, attempt, node_rank)
                 if actor is None:
                     views[job, attempt].append(NodeView(node_rank=node_rank, answer="dead", detail="no such agent"))
-                else:
-                    asked[actor.poll.remote()] = (job, attempt, node_rank)
-        if asked:
-            ray.wait(list(asked), num_returns=len(asked), timeout=_POLL_S)
-        for reference, (job, attempt, node_rank) in asked.items():
-            views[job, attempt].append(self._view(reference, node_rank))
+                    continue
+                key = (job, attempt, node_rank)
+                reference, since = earlier.get(key, (None, -math.inf))
+                if now - since > _ASK_AGAIN_S:
+                    reference, since = actor.poll.remote(), now
+                asked[reference] = key
+                self._unanswered[key] = (reference, since)
+        fresh = [reference for reference, since in self._unanswered.values() if since == now]
+        if fresh:
+            ray.wait(fresh, num_returns=len(fresh), timeout=_POLL_S)
+        for reference, key in asked.items():
+            view = self._view(reference, key[2])
+            if view.answer != "pending":
+                del self._unanswered[key]
+            views[key[:2]].append(view)
         return views
 
     @staticmethod
