@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from cluster.node.processes import die_with_parent
 from jobs.errors import ClusterUnreachable, RetryableError
 from orchestrator.settings import Home
-from orchestrator.stack import Stack, end_orphans
+from orchestrator.stack import Service, Stack, end_orphans
 from orchestrator.store.changes import Changes
 
 _LOG = logging.getLogger("rexctl.daemon")
@@ -91,21 +91,16 @@ def keep_serving(home: Home, stopped: threading.Event) -> None:
     command = [sys.executable, "-m", "orchestrator.daemon", "--home", str(home.path), "--serve"]
     stack, failures = Stack(home), 0
     token, own = stack.token, stack.running()
-    while not stopped.is_set():
+    while not stopped.is_set() and stack.is_recorded(os.getpid()):
         began = looked_at = time.monotonic()
         child = subprocess.Popen(command, preexec_fn=die_with_parent)  # noqa: PLW1509 - one thread
         while child.poll() is None and not stopped.wait(0.2):
             if time.monotonic() - looked_at > _SERVICES_S:
-                if not stack.is_recorded(os.getpid()):
-                    _LOG.warning("action=exit %s is no longer ours: its state directory was removed", home.path)
-                    child.kill()
-                    end_orphans(token, own)
-                    return
                 ray = stack.service("ray")
-                stack.tend(lambda line: _LOG.warning("action=restart_service %s", line))
-                if home.embedded_ray and stack.service("ray") != ray:
+                own = _tend(stack, own)
+                if not stack.is_recorded(os.getpid()) or (home.embedded_ray and stack.service("ray") != ray):
                     child.kill()
-                looked_at, own = time.monotonic(), stack.running()
+                looked_at = time.monotonic()
         if stopped.is_set():
             child.terminate()
             child.wait()
@@ -114,6 +109,19 @@ def keep_serving(home: Home, stopped: threading.Event) -> None:
         wait_s = _RESTART_S[min(failures, len(_RESTART_S)) - 1] if failures else 0.0
         _LOG.warning("action=restart the serving process ended with %s, next in %s s", child.wait(), wait_s)
         stopped.wait(wait_s)
+    if not stopped.is_set():
+        _LOG.warning("action=exit %s is no longer ours: its state directory was removed", home.path)
+        end_orphans(token, own)
+
+
+def _tend(stack: Stack, known: list[Service]) -> list[Service]:
+    """Start again what has died; returns what runs. Of a state directory that is being removed, what ran counts too."""
+    try:
+        stack.tend(lambda line: _LOG.warning("action=restart_service %s", line))
+    except OSError as error:  # its folders are going, or its disk is full
+        _LOG.warning("action=restart_service %s", error)
+    running = stack.running()
+    return running if stack.is_recorded(os.getpid()) else [*known, *running]
 
 
 def _listen(stopped: threading.Event) -> None:

@@ -26,8 +26,8 @@ from cluster.node import binding
 from cluster.node.ending import ENV_SUPERVISES, blank_record, failed, outcomes_on_disk, sweep, write_ended
 from cluster.node.endpoint import HeldPort, choose, hold_port, interfaces
 from cluster.node.link import read_lines
-from cluster.node.released import START_FILE, released, start_facts
-from cluster.node.supervisor import PEER_HANGS
+from cluster.node.released import released, start_facts, write_start
+from cluster.outcome.stops import LEASE_OVER, PEER_FAULT, PEER_HANGS, REVOKED
 from cluster.preflight.readiness import why_not_ready, with_code
 from cluster.register import HeadRegister
 from jobs.contract import ENV_TOKEN, Exit
@@ -183,7 +183,7 @@ class Agent:
             time.sleep(0.02)  # the first renewal: no process of an attempt without a lease
         with self._lock:
             if not self._may_go_on() or self._master is None or self._lease_until is None:
-                why = self._stop[0] if self._stop else "lease_over"
+                why = self._stop[0] if self._stop else LEASE_OVER
                 self._phase, self._ended = "ended", blank_record(self._rank, why)
                 write_ended(self._directory, self._ended)
                 return None
@@ -195,7 +195,7 @@ class Agent:
                 "host": socket.gethostname(),
                 "at": time.time(),
             }
-            (self._directory / START_FILE).write_text(json.dumps(start, indent=1))
+            write_start(self._directory, start)
             ours, theirs = socket.socketpair()
             with theirs:
                 subprocess.run(
@@ -219,7 +219,7 @@ class Agent:
             message = json.loads(line)
             kind = message.pop("kind")
             if kind == "fault":
-                why = PEER_HANGS if "hang" in message else "peer_fault"
+                why = PEER_HANGS if "hang" in message else PEER_FAULT
                 threading.Thread(target=self._tell_peers, args=(why,), name="tell-peers", daemon=True).start()
             with self._lock:
                 if kind == "started":
@@ -245,7 +245,7 @@ class Agent:
                 time.sleep(lease.every_s / 4)  # not knowing: what was granted counts until it has run out
                 continue
             if until is None:
-                self.stop("revoked", 0.0)
+                self.stop(REVOKED, 0.0)
                 return
             with self._lock:
                 self._lease_until = until
@@ -290,7 +290,7 @@ class Agent:
         except OSError:
             return  # the supervisor is gone: the listening thread sees the same and writes the record
 
-    def _tell_peers(self, why: str = "peer_fault") -> None:
+    def _tell_peers(self, why: str = PEER_FAULT) -> None:
         """A fault on this node ends the gang on the others, at once."""
         if self._ended is not None and not failed(self._ended):
             return

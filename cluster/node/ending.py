@@ -10,7 +10,7 @@ from typing import Any
 
 from cluster.launch import LaunchPlan
 from cluster.node.processes import end_by_environment, find_by_environment
-from cluster.node.released import released
+from cluster.node.released import read_record, released
 from jobs.contract import ENV_TOKEN, Exit
 
 ENV_SUPERVISES = "REX_SUPERVISES"  # in the supervisor's own environment: the token of the attempt it owns
@@ -57,8 +57,8 @@ def say(line: str) -> None:
 
 def outcomes_on_disk(directory: Path) -> dict[int, dict[str, Any]]:
     """Each rank's outcome, as its shim left it before it sent it."""
-    found = (json.loads(path.read_text()) for path in (directory / "reports").glob("outcome_*.json"))
-    return {int(outcome["rank"]): outcome for outcome in found}
+    found = map(read_record, (directory / "reports").glob("outcome_*.json"))
+    return {int(outcome["rank"]): outcome for outcome in found if outcome is not None}
 
 
 def failed(record: dict[str, Any]) -> bool:
@@ -85,9 +85,8 @@ def certify(plan_json: str, node_rank: int) -> dict[str, Any]:
         from cluster.logs.shipping import start_shipping  # which looks for the records that are written here
 
         start_shipping(plan, node_rank)
-    path = directory / ENDED_FILE
-    if path.exists():
-        record: dict[str, Any] = json.loads(path.read_text())
+    record = read_record(directory / ENDED_FILE)
+    if record is not None:
         return {**record, "survivors": survivors, **released(directory, node_rank)}
     return {
         **blank_record(node_rank, None),

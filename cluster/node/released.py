@@ -28,6 +28,25 @@ def start_facts(address: str, port: int, interface: str, *, npus: int) -> dict[s
     }
 
 
+def read_record(path: Path) -> dict[str, Any] | None:
+    """What one of an attempt's files says; None if it is not there, or damaged (a power cut can leave it empty).
+
+    A damaged file must not keep an attempt from ending: without it less is known, and a sweep still finds who lives.
+    """
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return found
+
+
+def write_start(directory: Path, start: Mapping[str, Any]) -> None:
+    """Leave the start file whole or not at all; OSError on a full disk."""
+    temporary = directory / (START_FILE + ".tmp")
+    temporary.write_text(json.dumps(start, indent=1))
+    os.replace(temporary, directory / START_FILE)
+
+
 def released(directory: Path, node_rank: int, *, ask: Callable[[], str | None] = ask_npu_smi) -> dict[str, Any]:
     """The proofs as fields of the record of the end.
 
@@ -35,10 +54,9 @@ def released(directory: Path, node_rank: int, *, ask: Callable[[], str | None] =
     the devices that the attempt had, None where the question does not apply; devices_unknown: why npu-smi could not
     tell, if so. Not knowing holds nothing up: processes are proven dead without it.
     """
-    path = directory / START_FILE
-    if not path.exists():
+    start, port_free = read_record(directory / START_FILE), None
+    if start is None:
         return {"port_free": None, "devices_busy": None}  # nothing was ever started
-    start, port_free = json.loads(path.read_text()), None
     if node_rank == 0 and not _never_had_it(directory):
         port_free = port_is_free(start["master_addr"], int(start["master_port"]))
     mine = set(start.get("devices", ()))
@@ -70,8 +88,8 @@ def _never_had_it(directory: Path) -> bool:
     """Did msrun's scheduler find the port taken by somebody else? Then it is not ours to prove free."""
     from cluster.outcome.exits import explain  # not before the end: it imports pydantic
 
-    path = directory / "reports" / "outcome_-1.json"
-    return path.exists() and explain(json.loads(path.read_text())).rule.name == "port_taken"
+    outcome = read_record(directory / "reports" / "outcome_-1.json")
+    return outcome is not None and explain(outcome).rule.name == "port_taken"
 
 
 def left(record: dict[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from jobs.contract import STACKS_SIGNAL, stacks_path
 
-_PY_SPY_S = 5.0
-_ITSELF_S = 2.0
+LONGEST_S = 7.0
+_ITSELF_SHARE = 2 / 7  # of the time, kept for programs that write their stacks themselves
 _INTERESTING = ("State", "Threads", "VmRSS", "SigBlk", "SigPnd", "voluntary_ctxt_switches")
 
 
@@ -30,65 +30,77 @@ def program_of(shim: int) -> int | None:
     return int(children[0]) if children else None
 
 
-def dump(shims: Mapping[int, int], reports: Path, into: Path) -> list[Path]:
-    """Write rank_N.txt for each rank (rank -> process id of its shim); returns the files.
+def dump(shims: Mapping[int, int], reports: Path, into: Path, *, within_s: float = LONGEST_S) -> list[Path]:
+    """Write rank_N.txt for each rank (rank -> process id of its shim); returns the files. OSError on a full disk.
 
-    Takes up to `_PY_SPY_S` + `_ITSELF_S` seconds in all: all ranks are asked before the first answer is waited for.
+    Takes `within_s` seconds at the most, for all ranks together: all are asked before the first answer is waited for.
     """
     into.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + within_s
     pids = {rank: pid for rank, shim in shims.items() if rank >= 0 and (pid := program_of(shim)) is not None}
     asked = {rank: _ask(pid) for rank, pid in pids.items()}
-    deadline = time.monotonic() + _PY_SPY_S
+    told = {rank: _answer(asked[rank], deadline - within_s * _ITSELF_SHARE) for rank in pids}
+    mute = {rank: pid for rank, pid in pids.items() if not told[rank][0]}
+    itself = _by_itself({rank: (pid, stacks_path(reports, rank)) for rank, pid in mute.items()}, deadline)
     files = []
     for rank, pid in pids.items():
-        stacks, problem = _answer(asked[rank], deadline)
-        if not stacks:
-            stacks = _by_itself(pid, stacks_path(reports, rank)) or f"no stacks: {problem}\n"
+        stacks = told[rank][0] or itself.get(rank) or f"no stacks: {told[rank][1]}\n"
         path = into / f"rank_{rank}.txt"
         path.write_text(f"rank {rank}, process {pid}\n{_state(pid)}\n{stacks}")
         files.append(path)
     return files
 
 
-def _ask(pid: int) -> subprocess.Popen[str]:
+def _ask(pid: int) -> subprocess.Popen[str] | str:
+    """py-spy at work on that process, or why it cannot be started."""
     # --nonblocking: a process that was stopped never confirms that it has paused for its tracer.
     command = [str(Path(sys.executable).with_name("py-spy")), "dump", "--nonblocking", "--pid", str(pid)]
-    return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    try:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+    except OSError as error:
+        return f"py-spy cannot be started: {error}"
 
 
-def _answer(asked: subprocess.Popen[str], deadline: float) -> tuple[str, str]:
+def _answer(asked: subprocess.Popen[str] | str, deadline: float) -> tuple[str, str]:
     """py-spy's stacks, or why there are none."""
+    if isinstance(asked, str):
+        return "", asked
     try:
         said, _ = asked.communicate(timeout=max(0.1, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
         asked.kill()
         asked.communicate()
-        return "", f"py-spy did not answer within {_PY_SPY_S:g} s"
+        return "", "py-spy did not answer in time"
     if asked.returncode != 0 or "Thread" not in said:
         lines = said.strip().splitlines()
         return "", f"py-spy: {lines[-1] if lines else 'no output'}"
     return said, ""
 
 
-def _by_itself(pid: int, path: Path) -> str:
-    """What the program writes when it is asked to; nothing if it has not offered to (the signal would end it)."""
-    if not path.exists():
-        return ""
-    before = path.stat().st_size
-    try:
-        os.kill(pid, STACKS_SIGNAL)
-        os.kill(pid, signal.SIGCONT)  # one that was stopped would not see it
-    except ProcessLookupError:
-        return ""
-    deadline = time.monotonic() + _ITSELF_S
-    while path.stat().st_size == before and time.monotonic() < deadline:
+def _by_itself(programs: Mapping[int, tuple[int, Path]], deadline: float) -> dict[int, str]:
+    """What programs write when they are asked to, by rank (-> process id, its file); none of those that have not
+    offered to (the signal would end them)."""
+    begun: dict[int, tuple[Path, int]] = {}
+    for rank, (pid, path) in programs.items():
+        try:
+            before = path.stat().st_size
+            os.kill(pid, STACKS_SIGNAL)
+            os.kill(pid, signal.SIGCONT)  # one that was stopped would not see it
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        begun[rank] = (path, before)
+    while any(path.stat().st_size == before for path, before in begun.values()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(0.1)  # it writes line by line
-    with path.open() as file:
-        file.seek(before)
-        return file.read()
+    if begun:
+        time.sleep(0.1)  # they write line by line
+    said = {}
+    for rank, (path, before) in begun.items():
+        with path.open() as file:
+            file.seek(before)
+            said[rank] = file.read()
+    return said
 
 
 def _state(pid: int) -> str:

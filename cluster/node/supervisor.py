@@ -39,14 +39,14 @@ from cluster.node.processes import die_with_parent, end_by_environment
 from cluster.node.released import START_FILE, released
 from cluster.node.work import WorkMeter, work_seconds
 from cluster.outcome.last_words import OomCount
+from cluster.outcome.stops import AGENT_GONE, LEASE_OVER, PEER_HANGS
 from jobs.contract import ENV_TOKEN, Exit, checked_heartbeat
 
 _TICK_S = 0.1
 _METER_S = 1.0  # how often a rank's work is looked at
 _ALIVE_S = 1.0  # how often the agent hears from a supervisor that has nothing to say
+_LEAST_DUMP_S = 1.0
 _SCHEDULER_GRACE_S = 15.0  # from the last worker's good end to that of msrun's scheduler process
-
-PEER_HANGS = "peer_hangs"  # why the agent of another node asks for the end: the stacks are wanted first
 
 
 def namespace_prefix(mode: str) -> tuple[str, ...]:
@@ -164,9 +164,18 @@ class Supervisor:
             self._dump_stacks()
 
     def _dump_stacks(self) -> None:
-        """What all ranks of this node are doing, before they are killed; some seconds, in which the link is silent."""
-        written = stacks.dump(self.shims, self.directory / "reports", self.directory / "stacks")
-        say(f"wrote {len(written)} stack dumps to {self.directory / 'stacks'}")
+        """What all ranks of this node are doing, before they are killed; some seconds, in which the link is silent.
+
+        Never beyond the lease, and no reason to end: what cannot be written is only said.
+        """
+        within_s = min(stacks.LONGEST_S, self.lease_until - boottime())
+        if within_s < _LEAST_DUMP_S:
+            return say("no stack dumps: the lease is over")
+        try:
+            written = stacks.dump(self.shims, self.directory / "reports", self.directory / "stacks", within_s=within_s)
+        except OSError as error:
+            return say(f"no stack dumps: {error}")
+        return say(f"wrote {len(written)} stack dumps to {self.directory / 'stacks'}")
 
     def _say_alive(self) -> None:
         if boottime() - self.said_alive > _ALIVE_S:
@@ -179,10 +188,10 @@ class Supervisor:
         if self.msrun_exit is None:
             self.msrun_exit = self.msrun.poll()
         if self.link.closed:
-            self.stop_why = self.stop_why or "agent_gone"
+            self.stop_why = self.stop_why or AGENT_GONE
         expired = boottime() > self.lease_until
         if expired:
-            self.stop_why = self.stop_why or "lease_over"
+            self.stop_why = self.stop_why or LEASE_OVER
         late = self.stop_deadline is not None and time.monotonic() > self.stop_deadline
         over = late or expired or self.link.closed
         return over or self.msrun_exit is not None or self.fault is not None or self._all_good()

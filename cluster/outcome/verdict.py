@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cluster.outcome.exits import Kind, Meaning, explain
+from cluster.outcome.stops import AGENT_GONE, LEASE_OVER, PEER_FAULT, PEER_HANGS, REVOKED, START_TIMEOUT
 from jobs.budgets import Cause
 from jobs.contract import Exit
 
-START_TIMEOUT = "start_timeout"  # why the control plane stops an attempt whose workers never reported
 _GOOD = (int(Exit.DONE), int(Exit.DRAINED))
-_LEASE = ("lease_over", "revoked")
-_OURS = ("peer_fault", "peer_hangs", "agent_gone", *_LEASE)  # stops that are consequences, not causes
+_LEASE = (LEASE_OVER, REVOKED)
+_OURS = (PEER_FAULT, PEER_HANGS, AGENT_GONE, *_LEASE)  # stops that are consequences, not causes
 _KINDS = {
     Cause.DONE: Kind.DONE,
     Cause.PREEMPTED: Kind.PREEMPTED,
@@ -96,20 +96,23 @@ def judge(
     late = [_name(record, hosts) for record in records if record.get("stop_why") == START_TIMEOUT]
     if late:
         return _plain(Cause.INFRASTRUCTURE, f"no worker reported within limits.start_timeout_s ({', '.join(late)})")
+    lost = [record for record in records if "lost" in record]
+    over = [record for record in records if record.get("stop_why") in _LEASE]
+    gone = [record for record in records if record.get("stop_why") == AGENT_GONE]
     hung = [record for record in records if (record.get("fault") or {}).get("hang")]
-    if hung and stop_for is None:
+    if hung and stop_for is None and not (lost or over or gone):  # else the others waited for that node's ranks
         return _hang(min(hung, key=lambda record: float(record["fault"]["at"])), hosts)
     bad = _to_blame(_faults(records, hosts))
     if stop_for is not None:
         told = f"while draining: {bad.sentence()}" if bad and stop_for is Cause.PREEMPTED else ""
         return _plain(stop_for, told)
-    lost = [f"{record['lost']} ({record['why']})" for record in records if "lost" in record]
     if lost:
-        return _plain(Cause.NODE_LOST, f"lost {', '.join(lost)}", next(r["lost"] for r in records if "lost" in r))
-    over = [_name(record, hosts) for record in records if record.get("stop_why") in _LEASE]
+        told = ", ".join(f"{record['lost']} ({record['why']})" for record in lost)
+        return _plain(Cause.NODE_LOST, f"lost {told}", lost[0]["lost"])
     if over and bad is None:
-        told = f"{', '.join(over)} did not reach the Ray head for its whole lease and ended itself"
-        return _plain(Cause.NODE_LOST, told, over[0])
+        names = [_name(record, hosts) for record in over]
+        told = f"{', '.join(names)} did not reach the Ray head for its whole lease and ended itself"
+        return _plain(Cause.NODE_LOST, told, names[0])
     if bad is not None:
         return bad.verdict()
     if len(workers) == world_size and all(o["code"] in _GOOD for o in workers):
@@ -158,7 +161,7 @@ def _faults(records: Sequence[dict[str, Any]], hosts: Sequence[str]) -> list[_En
     found: list[_End] = []
     for record in records:
         fault = record.get("fault")
-        if fault is not None and record.get("stop_why") not in _OURS:
+        if fault is not None and not fault.get("hang") and record.get("stop_why") not in _OURS:
             rank = fault["rank"]
             found += _ends([record], hosts, only=lambda o, rank=rank: o["rank"] == rank)
     return found
@@ -190,5 +193,9 @@ def _without_outcomes(records: Sequence[dict[str, Any]], hosts: Sequence[str]) -
                 return Verdict(
                     cause=Cause.CRASH, kind=Kind.OUT_OF_MEMORY, detail=said, hint=end.meaning.rule.hint, host=end.host
                 )
+    for record in records:
+        if record.get("stop_why") == AGENT_GONE:
+            name = _name(record, hosts)
+            return _plain(Cause.INFRASTRUCTURE, f"the agent on {name} died, and its supervisor ended the workers", name)
     exits = ", ".join(f"{_name(record, hosts)}: {record.get('msrun_exit')}" for record in records)
     return _plain(Cause.INFRASTRUCTURE, f"msrun ended before its workers told how (exit of {exits}): see msrun.log")

@@ -10,7 +10,8 @@ from typing import Any
 
 from cluster.gang import Gangs, NodeView
 from cluster.lease import Watch
-from cluster.outcome.verdict import START_TIMEOUT, judge
+from cluster.outcome.stops import PEER_FAULT, START_TIMEOUT
+from cluster.outcome.verdict import judge
 from jobs.budgets import Cause
 from jobs.manifest import parse_name
 from jobs.states import AttemptEnded, Effect, State, StopRequested, WorkersReported
@@ -144,7 +145,7 @@ class Following:
         lost = {attempt.nodes[v.node_rank]["id"] for v in views if v.report is None} & self.teardown.silent
         bad = [v for v in views if v.answer == "dead" or (v.report and _failed_end(v.report["ended"]))]
         if bad or lost:
-            self._force_stop(row, attempt, "peer_fault")
+            self._force_stop(row, attempt, PEER_FAULT)
 
     def _force_stop(self, row: JobRow, attempt: AttemptRow, why: str) -> None:
         key, now = (row.id, attempt.number), self._steady()

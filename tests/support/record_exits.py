@@ -30,7 +30,7 @@ from jobs.contract import ENV_TOKEN
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "tests" / "unit" / "recorded" / "exits"
 PROGRAM = str(Path(__file__).with_name("ending_program.py"))
-SHIM = str(REPOSITORY / "cluster" / "shim.py")
+SHIM = str(REPOSITORY / "cluster" / "node" / "shim.py")
 
 
 def _port() -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cluster.node.ending import outcomes_on_disk
 from cluster.node.endpoint import (
     HeldPort,
     Interface,
@@ -21,7 +22,7 @@ from cluster.node.endpoint import (
     interfaces,
     port_is_free,
 )
-from cluster.node.released import START_FILE, left, released
+from cluster.node.released import START_FILE, left, read_record, released, write_start
 from jobs.errors import SpecError
 
 LOOP, ETH0, ETH1 = Interface("lo", "127.0.0.1"), Interface("eth0", "10.0.0.5"), Interface("eth1", "192.168.7.5")
@@ -172,6 +173,24 @@ def test_no_npu_smi_and_one_that_fails_hold_nothing_up_but_the_second_is_told(tm
 
 def test_attempt_that_never_started_has_nothing_to_release(tmp_path: Path) -> None:
     assert left(released(tmp_path, 0)) == {}
+
+
+@pytest.mark.parametrize("damaged", ["", '{"master_addr": "127.', "\0" * 80])
+def test_files_that_a_power_cut_left_damaged_keep_no_attempt_from_ending(tmp_path: Path, damaged: str) -> None:
+    (tmp_path / "reports").mkdir()
+    whole = {"rank": 1, "code": 0, "signal": None, "at": 1.0}
+    (tmp_path / "reports" / "outcome_0.json").write_text(damaged)
+    (tmp_path / "reports" / "outcome_1.json").write_text(json.dumps(whole))
+    (tmp_path / START_FILE).write_text(damaged)
+    assert outcomes_on_disk(tmp_path) == {1: whole}
+    assert left(released(tmp_path, 0)) == {} and read_record(tmp_path / START_FILE) is None
+
+
+def test_start_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    write_start(tmp_path, {"devices": [1]})
+    with pytest.raises(TypeError):
+        write_start(tmp_path, {"devices": {1}})
+    assert read_record(tmp_path / START_FILE) == {"devices": [1]}
 
 
 def test_survivor_holds_up_the_next_attempt() -> None:

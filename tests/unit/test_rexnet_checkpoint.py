@@ -81,6 +81,7 @@ def test_uploads_slowed_over_ten_steps_commit_the_state_of_their_step(run: Run) 
     run.train(5)
     run.store.hold()
     run.save()
+    run.store.upload_began.acquire()  # else the next one might take its place
     for _ in range(10):
         run.train()
         assert not run.committed.acquire(blocking=False)

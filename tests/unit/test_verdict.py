@@ -91,6 +91,26 @@ def test_lost_node_is_named() -> None:
     assert found.detail == "lost node7 (its lease of 60 s ran out)"
 
 
+def hung(at: float = 1.0) -> dict[str, Any]:
+    fault = {"rank": 0, "code": None, "signal": None, "hang": "rank 0 made no step for 60 s", "at": at}
+    return {**record(outcome(0, None, 9), node_rank=0), "fault": fault}
+
+
+@pytest.mark.parametrize(
+    ("other", "wanted", "said"),
+    [
+        ({"lost": "node7", "why": "the provider says that it is gone"}, Cause.NODE_LOST, "lost node7 (the provider"),
+        (record(outcome(1, None, 9), stop_why="lease_over", node_rank=1), Cause.NODE_LOST, "node7 did not reach the"),
+        (record(outcome(1, None, 9), stop_why="agent_gone", node_rank=1), Cause.INFRASTRUCTURE, "the agent on node7"),
+        (record(outcome(1, None, 9), stop_why="peer_hangs", node_rank=1), Cause.HANG, "rank 0 on node3 made no step"),
+    ],
+)
+def test_ranks_that_wait_for_a_node_that_is_gone_are_no_hang(other: dict[str, Any], wanted: Cause, said: str) -> None:
+    found = judge([hung(), other], world_size=2, stop_for=None, hosts=["node3", "node7"])
+    assert found.cause is wanted and found.detail.startswith(said)
+    assert found.host == ("node3" if wanted is Cause.HANG else "node7")
+
+
 def test_dead_scheduler_process_is_infrastructure() -> None:
     assert cause(record(outcome(-1, None, 9), fault=-1)) is Cause.INFRASTRUCTURE
 
