@@ -8,6 +8,7 @@ supervisor that has stopped answering.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from cluster.node import binding
 from cluster.node.ending import ENV_SUPERVISES, blank_record, failed, outcomes_on_disk, sweep, write_ended
 from cluster.node.endpoint import HeldPort, choose, hold_port, interfaces
 from cluster.node.link import read_lines
+from cluster.node.processes import rank_as
 from cluster.node.released import released, start_facts, write_start
 from cluster.outcome.stops import LEASE_OVER, PEER_FAULT, PEER_HANGS, REVOKED
 from cluster.preflight.readiness import why_not_ready, with_code
@@ -33,6 +35,7 @@ from cluster.register import HeadRegister
 from jobs.contract import ENV_TOKEN, Exit
 from jobs.errors import ClusterUnreachable, SpecError
 
+_LOG = logging.getLogger("rexctl.agent")
 NAMESPACE = "rexctl"
 _SILENT_SHARE = 3  # of a lease: a supervisor says that it is alive every second; one that was stopped does not
 _SILENT_LEAST_S = 10.0  # it may be writing stacks, for up to 8 s
@@ -51,9 +54,10 @@ class Agent:
         self._directory = Path(self._plan.directory(node_rank))
         self._lock = threading.Lock()
         self._link: socket.socket | None = None
-        self._master: tuple[str, int] | None = None
+        self._master: tuple[str, int, int] | None = None
         self._interface = ""
         self._held: HeldPort | None = None  # the master port, until the workers have met there
+        self._calls: socket.socket | None = None  # where the other nodes' supervisors call that of node 0
         self._phase = "preparing"
         self._ranks: dict[str, dict[str, Any]] = {}
         self._ended: dict[str, Any] | None = None
@@ -80,8 +84,8 @@ class Agent:
                 "ended": self._ended,
             }
 
-    def master(self) -> tuple[str, int] | None:
-        """Address and port of msrun's scheduler once node 0 has chosen them."""
+    def master(self) -> tuple[str, int, int] | None:
+        """Address and port of msrun's scheduler, and port of its supervisor, once node 0 has chosen them."""
         return self._master
 
     def stop(self, why: str, grace_s: float) -> None:
@@ -93,6 +97,8 @@ class Agent:
     # -- the working thread
 
     def _work(self) -> None:
+        for problem in rank_as(os.getppid()):  # the Ray node's own process: what it is, is the administrator's choice
+            _LOG.warning("action=start %s", problem)
         try:
             self._sweep_earlier()
             self._prepare()
@@ -166,7 +172,9 @@ class Agent:
         self._interface = mine.name
         if self._rank == 0:
             self._held = hold_port(mine.address)
-            self._master = (mine.address, self._held.port)
+            if self._plan.nodes > 1:
+                self._calls = hold_port(mine.address).listen(self._plan.nodes)
+            self._master = (mine.address, self._held.port, self._calls.getsockname()[1] if self._calls else 0)
             return
         while self._master is None and self._may_go_on():
             try:
@@ -186,11 +194,13 @@ class Agent:
                 why = self._stop[0] if self._stop else LEASE_OVER
                 self._phase, self._ended = "ended", blank_record(self._rank, why)
                 write_ended(self._directory, self._ended)
+                self._release_calls()
                 return None
             start = {
                 "plan": self._plan.to_json(),
                 "node_rank": self._rank,
-                **start_facts(*self._master, self._interface, npus=self._plan.npus_per_node),
+                **start_facts(*self._master[:2], self._interface, npus=self._plan.npus_per_node),
+                "peers_port": self._master[2],
                 "lease_until": self._lease_until,
                 "host": socket.gethostname(),
                 "at": time.time(),
@@ -198,15 +208,17 @@ class Agent:
             write_start(self._directory, start)
             ours, theirs = socket.socketpair()
             with theirs:
+                handles = [sock.fileno() for sock in (theirs, self._calls) if sock is not None]
                 subprocess.run(
-                    [sys.executable, "-m", "cluster.node.supervisor", str(self._directory), str(theirs.fileno())],
-                    pass_fds=(theirs.fileno(),),
+                    [sys.executable, "-m", "cluster.node.supervisor", str(self._directory), *map(str, handles)],
+                    pass_fds=handles,
                     stdin=subprocess.DEVNULL,
                     env={**os.environ, ENV_SUPERVISES: self._plan.token},
                     cwd="/",  # where Ray was started may lie another copy of our packages
                     check=True,
                 )
             self._link, self._phase = ours, "starting"
+            self._release_calls()
             return ours
 
     def _listen(self, link: socket.socket) -> None:
@@ -261,8 +273,9 @@ class Agent:
     def _end(self, said: dict[str, Any]) -> None:
         """End without (or after the death of) a supervisor: sweep, and leave the record it would have left."""
         record = {**blank_record(self._rank, self._stop[0] if self._stop else None), **said}
-        record["survivors"] = sweep(self._plan.token)
+        record |= {"survivors": sweep(self._plan.token), "at": time.time()}
         self._release_port()
+        self._release_calls()
         record |= released(self._directory, self._rank)
         record["outcomes"] = list(outcomes_on_disk(self._directory).values())
         if self._directory.is_dir():
@@ -274,6 +287,11 @@ class Agent:
     def _release_port(self) -> None:
         if self._held is not None:
             self._held.release()
+
+    def _release_calls(self) -> None:
+        """The supervisor has the socket, or there will be none: its callers are to hear of its end."""
+        if self._calls is not None:
+            self._calls.close()
 
     def _send_stop(self) -> None:
         """Pass a wanted stop on; the caller holds the lock."""

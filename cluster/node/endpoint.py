@@ -1,4 +1,4 @@
-"""Where a gang meets: address and port of msrun's scheduler on its first node, and the ports that HCCL takes.
+"""Where a gang meets: address and ports of its first node (msrun's scheduler, the supervisors), and HCCL's ports.
 
 A port is chosen outside the range from which the kernel gives ports to outgoing connections, so that no connection of
 somebody else's sits on it by chance, and is held (bound, not listening) until msrun's scheduler listens there:
@@ -39,6 +39,11 @@ class HeldPort:
         except OSError:
             self._socket.close()
             raise
+
+    def listen(self, backlog: int) -> socket.socket:
+        """Listen there oneself; the port is the caller's from now on."""
+        self._socket.listen(backlog)
+        return self._socket
 
     def release(self) -> None:
         self._socket.close()

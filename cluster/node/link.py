@@ -1,4 +1,4 @@
-"""Both ends of the line between an agent and its supervisor: JSON values, one a line, over a socket pair."""
+"""JSON values, one a line, over a socket: between an agent and its supervisor, and between supervisors."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ _BACKLOG_BYTES = 1 << 20  # of unread lines to the agent, beyond which heartbeat
 
 
 class Link:
-    """JSON lines to and from the agent. Heartbeats may be dropped when the agent does not read; the rest waits."""
+    """JSON lines to and from the other side. Heartbeats may be dropped when it does not read; the rest waits."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.sock, self._in, self._out, self.closed = sock, b"", b"", False
+        self.error: OSError | None = None  # why it is closed, where the other side has not closed it
 
     def send(self, message: dict[str, Any]) -> None:
         if message["kind"] == "heartbeat" and len(self._out) > _BACKLOG_BYTES:
@@ -30,20 +31,23 @@ class Link:
                 self._out = self._out[self.sock.send(self._out) :]
         except BlockingIOError:
             return
-        except OSError:
-            self.closed = True
+        except OSError as error:
+            self.closed, self.error = True, error
 
-    def receive(self) -> list[dict[str, Any]]:
+    def receive(self, *, longest: int | None = None) -> list[dict[str, Any]]:
+        """What has come in. ValueError for what is no JSON, or a line of more than `longest` bytes."""
         try:
             data = self.sock.recv(65536)
         except BlockingIOError:
             return []
-        except OSError:
-            data = b""
+        except OSError as error:
+            data, self.error = b"", self.error or error
         if not data:
             self.closed = True
             return []
         *lines, self._in = (self._in + data).split(b"\n")
+        if longest is not None and len(self._in) > longest:
+            raise ValueError(f"a line of more than {longest} bytes")
         return [json.loads(line) for line in lines]
 
 

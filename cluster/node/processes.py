@@ -19,6 +19,24 @@ def die_with_parent() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
 
 
+def rank_as(pid: int) -> list[str]:
+    """Give this process, and those it will start, the niceness of another one and its place among those that the kernel
+    kills for memory; returns what was not allowed.
+
+    Ray makes its workers the first to be killed (1000 of 1000) and lowers them by 15; training is not to inherit that.
+    """
+    problems = []
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, pid))
+    except OSError as error:
+        problems.append(f"niceness stays {os.getpriority(os.PRIO_PROCESS, 0)}: {error}")
+    try:
+        Path("/proc/self/oom_score_adj").write_text(Path(f"/proc/{pid}/oom_score_adj").read_text())
+    except OSError as error:
+        problems.append(f"oom_score_adj stays: {error}")
+    return problems
+
+
 def find_by_environment(name: str, value: str, *, besides: Iterable[int] = ()) -> list[int]:
     """Ids of the live processes with `name=value` in their environment, zombies and `besides` left out.
 

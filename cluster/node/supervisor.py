@@ -4,8 +4,9 @@ It starts msrun, listens to the rank shims, ends the whole tree at the first fau
 of the link closes, or when the node's lease runs out; sweeps /proc for the attempt's token; and leaves a record of how
 it all ended. Workers get SIGTERM directly: msrun would orphan them.
 
-Started by the agent as `python -m cluster.node.supervisor DIRECTORY FD`: reads DIRECTORY/start.json, talks JSON lines
-on the inherited socket FD, and forks itself off first, because Ray kills an actor's direct children.
+Started by the agent as `python -m cluster.node.supervisor DIRECTORY FD [FD]`: reads DIRECTORY/start.json, talks JSON
+lines on the inherited socket FD, and forks itself off first, because Ray kills an actor's direct children. On node 0 a
+second inherited socket is the one on which the other nodes' supervisors call.
 """
 
 from __future__ import annotations
@@ -29,17 +30,18 @@ from cluster.logs.files import NODE_LOGS, SCHEDULER_LOG, LogKeeper, log_path, wo
 from cluster.logs.shipping import start_shipping
 from cluster.node import binding, stacks
 from cluster.node.cpus import CpuClaim
-from cluster.node.ending import blank_record, outcomes_on_disk, say, write_ended
+from cluster.node.ending import blank_record, failed, outcomes_on_disk, say, write_ended
 from cluster.node.endpoint import HCCL_PORTS, free_ports
 from cluster.node.hang import HangWatch
 from cluster.node.inbox import Inbox
 from cluster.node.link import Link
 from cluster.node.msrun import MsrunCommand, build_msrun
+from cluster.node.peers import Peers
 from cluster.node.processes import die_with_parent, end_by_environment
 from cluster.node.released import START_FILE, released
 from cluster.node.work import WorkMeter, work_seconds
 from cluster.outcome.last_words import OomCount
-from cluster.outcome.stops import AGENT_GONE, LEASE_OVER, PEER_HANGS
+from cluster.outcome.stops import AGENT_GONE, LEASE_OVER, PEER_FAULT, PEER_HANGS
 from jobs.contract import ENV_TOKEN, Exit, checked_heartbeat
 
 _TICK_S = 0.1
@@ -70,12 +72,13 @@ class Supervisor:
         plan: LaunchPlan,
         node_rank: int,
         master: tuple[str, int],
-        link: Link,
-        lease_until: float,
         *,
+        link: Link,
+        peers: Peers,
+        lease_until: float,
         interface: str | None,
     ) -> None:
-        self.plan, self.node_rank, self.master, self.link = plan, node_rank, master, link
+        self.plan, self.node_rank, self.master, self.link, self.peers = plan, node_rank, master, link, peers
         self.lease_until = lease_until  # by boottime
         self.interface = interface
         self.oom_before = OomCount.now()
@@ -115,8 +118,8 @@ class Supervisor:
             numa_of=binding.numa_of_cpus(),
         )
 
-    def run(self) -> dict[str, Any]:
-        """Start msrun and watch until nothing of the attempt is left on this node; returns the record of its end."""
+    def start(self) -> None:
+        """Start msrun."""
         for name in ("logs", "reports", "cwd"):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
         command = self.command()
@@ -135,12 +138,19 @@ class Supervisor:
                 preexec_fn=die_with_parent,  # noqa: PLW1509 - this process has one thread
             )
         self.link.send({"kind": "started", "cpus": list(self.cpus.cpus), "pid": os.getpid(), "at": time.time()})
+
+    def follow(self) -> dict[str, Any]:
+        """Watch until nothing of the attempt is left on this node; returns the record of its end."""
         self._watch()
         self._read_inbox()  # what came with the last words
+        if self.stop_why in (AGENT_GONE, LEASE_OVER) or (self.stop_why is None and self.good_since is None):
+            self.peers.tell(hang=False)  # before the sweep, which may take its time
         survivors = self._end_tree()
         self.logs.close()
         self._collect_outcomes()
-        return self._record(survivors)
+        record = self._record(survivors)
+        self.peers.close(good=not failed(record))
+        return record
 
     def _watch(self) -> None:
         with selectors.DefaultSelector() as selector:
@@ -149,18 +159,30 @@ class Supervisor:
             while not self._finished():
                 for key, _ in selector.select(_TICK_S):
                     key.data()
+                self._listen_to_peers()
                 self._look_for_hangs()
                 self._say_alive()
                 for told in self.logs.tend():
                     say(told)
                 self.link.flush()
 
+    def _listen_to_peers(self) -> None:
+        bad = self.peers.heard()
+        if bad is not None:
+            self._stop(PEER_HANGS if bad.hang else PEER_FAULT, 0.0)
+
+    def _tell_fault(self) -> None:
+        """To the other nodes: straight, and by way of the agent, for where nothing but Ray's ports is open."""
+        assert self.fault is not None
+        self.peers.tell(hang="hang" in self.fault)
+        self.link.send({"kind": "fault", **self.fault})
+
     def _look_for_hangs(self) -> None:
         hanging = self.hangs.hanging(boottime()) if self.fault is None and self.stop_why is None else []
         if hanging:
             worst = hanging[0]
             self.fault = {"rank": worst.rank, "code": None, "signal": None, "hang": str(worst), "at": time.time()}
-            self.link.send({"kind": "fault", **self.fault})
+            self._tell_fault()
             self._dump_stacks()
 
     def _dump_stacks(self) -> None:
@@ -274,7 +296,7 @@ class Supervisor:
         good = outcome["code"] in (Exit.DONE, Exit.DRAINED)
         if not good and self.fault is None:
             self.fault = {"rank": rank, "code": outcome["code"], "signal": outcome["signal"]}
-            self.link.send({"kind": "fault", **self.fault})
+            self._tell_fault()
         if sum(1 for done in self.outcomes if done >= 0) == self.plan.workers_per_node:
             self.good_since = time.monotonic()
 
@@ -305,7 +327,7 @@ class Supervisor:
 
 
 def main() -> int:
-    directory, handle = Path(sys.argv[1]), int(sys.argv[2])
+    directory, handles = Path(sys.argv[1]), [int(word) for word in sys.argv[2:]]
     if os.fork() > 0:
         return 0  # the agent waits for this one; the other belongs to init
     os.setsid()
@@ -316,15 +338,23 @@ def main() -> int:
     os.dup2(log, 2)
     start = json.loads((directory / START_FILE).read_text())
     plan = LaunchPlan.from_json(start["plan"])
-    link = Link(socket.socket(fileno=handle))
-    master = (start["master_addr"], int(start["master_port"]))
+    node_rank, master = int(start["node_rank"]), (start["master_addr"], int(start["master_port"]))
+    link, *calls = (socket.socket(fileno=handle) for handle in handles)
+    peers = Peers(plan.token, node_rank, plan.nodes)
     interface, lease_until = start["interface"] or None, float(start["lease_until"])
-    supervisor = Supervisor(plan, int(start["node_rank"]), master, link, lease_until, interface=interface)
-    record = supervisor.run()
+    supervisor = Supervisor(
+        plan, node_rank, master, link=Link(link), peers=peers, lease_until=lease_until, interface=interface
+    )
+    supervisor.start()
+    if calls:
+        peers.accept_on(calls[0])
+    elif plan.nodes > 1:
+        peers.connect((master[0], int(start["peers_port"])))
+    record = supervisor.follow()
     supervisor.cpus.release()  # before the word that lets the next attempt start
-    link.send({"kind": "ended", "record": record})
-    link.sock.setblocking(True)
-    link.flush()
+    supervisor.link.send({"kind": "ended", "record": record})
+    supervisor.link.sock.setblocking(True)
+    supervisor.link.flush()
     start_shipping(plan, supervisor.node_rank)
     return 0
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,8 +16,10 @@ from cluster.gang import Gangs, Node
 from cluster.lease import MARGIN_S
 from cluster.storage import open_store
 from cluster.storage.chain.checkpoints import CheckpointStore
+from jobs.budgets import Cause
 from jobs.errors import ClusterUnreachable, NotFoundError, RetryableError, RexError, StackError
 from jobs.spec import JobSpec, build_spec
+from jobs.states import StopRequested
 from orchestrator.chaos.oracle import Evidence, verdict
 from orchestrator.chaos.plan import KINDS, Canary, Fault, Plan
 from orchestrator.chaos.strikes import Strikes
@@ -25,6 +28,7 @@ from orchestrator.store import Store
 from orchestrator.submit import read_spec, submit
 from orchestrator.view import job_view
 
+_LOG = logging.getLogger("rexctl.chaos")
 _PATIENCE_S = 900.0  # for one job, whatever hits it
 _LOOK_S = 60.0  # for every host to say who is left
 _ANSWER_S = 15.0  # for one node: one that was switched off stays on Ray's list for a minute
@@ -103,12 +107,12 @@ class Campaign:
             total = progress["total_steps"] or 0
             if not struck and view["state"] == "running" and total and progress["step"] >= fault.at * total:
                 at_step.append(progress["step"])
-                struck.append(self.strikes.strike(fault, self.store.attempts(job)[-1], view))
+                attempt = self.store.attempts(job)[-1]
+                hit = self.strikes.strike(fault, attempt, view)
+                struck.append(None if hit is None else {**hit, "attempt": attempt.number})
 
-        try:
-            view = self._follow(job, each)
-        finally:
-            self.strikes.mend()
+        view = self._follow(job, each)
+        not_undone = self.strikes.mend()
         hit = struck[0] if struck else None
         digest, chain = self._digest(job)
         tokens = [attempt.token for attempt in self.store.attempts(job)]
@@ -118,7 +122,7 @@ class Campaign:
             state=view["state"],
             detail=view["detail"],
             attempts=tuple(view["attempts"]),
-            looks=tuple(self._look(job, tokens)),
+            looks=tuple(self._look(job, tokens, {host for attempt in view["attempts"] for host in attempt["hosts"]})),
             chain=chain,
             digest=digest,
             expected_digest=expected_digest,
@@ -127,7 +131,7 @@ class Campaign:
             fault=fault,
             job=job,
             struck=hit,
-            wrong=tuple(verdict(seen)),
+            wrong=(*verdict(seen), *not_undone),
             causes=tuple(str(attempt["cause"]) for attempt in view["attempts"]),
             submitted_at=submitted_at,
             ended_at=time.time(),
@@ -142,22 +146,44 @@ class Campaign:
         return min(after, default=None)
 
     def _follow(self, job: str, each: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """To its end, which comes by force after `_PATIENCE_S`, and when this is interrupted or a strike fails."""
         deadline = time.monotonic() + _PATIENCE_S
-        while True:
-            view = job_view(self.store, job, mlflow_uri=self.stack.mlflow_uri)
-            each(view)
-            if view["state"] in ("succeeded", "failed", "cancelled") or time.monotonic() > deadline:
-                return view
-            time.sleep(_POLL_S)
+        try:
+            while True:
+                view = job_view(self.store, job, mlflow_uri=self.stack.mlflow_uri)
+                each(view)
+                if view["state"] in ("succeeded", "failed", "cancelled"):
+                    return view
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(_POLL_S)
+        except BaseException:
+            self._give_up(job)
+            raise
+        self._give_up(job)
+        return view
 
-    def _look(self, job: str, tokens: list[str]) -> list[dict[str, Any]]:
-        """What every host testifies that has a node which can be asked. A host may be on Ray's list twice."""
+    def _give_up(self, job: str) -> None:
+        """Undo what was done at once, and leave no job behind."""
+        for problem in self.strikes.mend(at_once=True):
+            _LOG.error("action=mend %s", problem)
+        row = self.store.get(job)
+        if not row.state.final:
+            stop = StopRequested(cause=Cause.CANCELLED, detail="the chaos campaign was ended")
+            self.store.request(job, stop, action="cancel_requested", detail={"by": "chaos"})
+
+    def _look(self, job: str, tokens: list[str], hosts: Collection[str]) -> list[dict[str, Any]]:
+        """What every host testifies that has a node which can be asked. A host may be on Ray's list twice, and one of
+        the job's `hosts` may just be coming back."""
         looks: dict[str, dict[str, Any]] = {}
         deadline = time.monotonic() + _LOOK_S
         while time.monotonic() < deadline:
             missing = [node for node in self.gangs.nodes() if node.alive and node.host not in looks]
             if not missing:
-                break
+                if looks.keys() >= set(hosts):
+                    break
+                time.sleep(_POLL_S)
+                continue
             with ThreadPoolExecutor(len(missing)) as pool:
                 looks.update(
                     (look["host"], look) for look in pool.map(lambda n: self._ask(n, job, tokens), missing) if look

@@ -15,7 +15,7 @@ class Evidence:
     """What was seen of one job after one fault."""
 
     kind: str
-    struck: dict[str, Any] | None  # what the fault hit; None if nothing was there any more
+    struck: dict[str, Any] | None  # what the fault hit, and in which attempt; None if nothing was there any more
     state: str
     detail: str
     attempts: tuple[dict[str, Any], ...]  # as in `rexctl status --json`
@@ -29,6 +29,7 @@ def verdict(seen: Evidence) -> list[str]:
     """What is wrong; an empty list is a pass."""
     return [
         *_outcome(seen),
+        *_silent(seen),
         *_orphans(seen),
         *overlaps([span for look in seen.looks for span in look["spans"]]),
         *(f"checkpoint chain: {problem}" for problem in seen.chain),
@@ -46,7 +47,16 @@ def _outcome(seen: Evidence) -> list[str]:
         return [f"a healthy job was lost: its attempts ended {', '.join(map(str, causes))}"]
     if KINDS[seen.kind].expects == "goes_on" and len(causes) < 2:
         return ["the fault went unseen: the first attempt went on to the end"]
+    may_be, number = [cause.value for cause in KINDS[seen.kind].causes], int(seen.struck["attempt"])
+    if may_be and causes[number - 1] not in may_be:
+        return [f"attempt {number} ended as {causes[number - 1]}, not as {' or '.join(may_be)}"]
     return []
+
+
+def _silent(seen: Evidence) -> list[str]:
+    """Hosts of the job that nobody could ask: what may be left there is not known."""
+    hosts = {host for attempt in seen.attempts for host in attempt["hosts"]}
+    return [f"{host} could not be asked who is left there" for host in sorted(hosts - {k["host"] for k in seen.looks})]
 
 
 def _orphans(seen: Evidence) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from jobs.budgets import Cause
 from jobs.errors import SpecError
 from jobs.spec import Credentials
 
@@ -25,21 +26,38 @@ class Kind:
     where: Literal["node", "control", "host", "service"]
     needs: tuple[str, ...] = ()
     patient: bool = False  # nobody may act on it before a lease, or a patience of that order, is over
+    causes: tuple[Cause, ...] = ()  # how the attempt that it hits may end, where it ends
 
 
 _VICTIMS = ("worker", "msrun", "scheduler", "supervisor", "agent")
 _UNNOTICED = ("msrun", "scheduler")  # nobody needs them while the workers train
+_BY_KILL = {"worker": Cause.CRASH}  # the others are infrastructure
+_BY_STOP = {"worker": Cause.HANG, "supervisor": Cause.INFRASTRUCTURE, "agent": Cause.NODE_LOST}
 KINDS = {
     kind.name: kind
     for kind in [
-        *(Kind(name=f"kill_{victim}", expects="goes_on", where="node") for victim in _VICTIMS),
+        *(
+            Kind(
+                name=f"kill_{victim}",
+                expects="goes_on",
+                where="node",
+                causes=(_BY_KILL.get(victim, Cause.INFRASTRUCTURE),),
+            )
+            for victim in _VICTIMS
+        ),
         *(
             Kind(name=f"stop_{victim}", expects="untouched", where="node")
             if victim in _UNNOTICED
-            else Kind(name=f"stop_{victim}", expects="goes_on", where="node", patient=True)
+            else Kind(name=f"stop_{victim}", expects="goes_on", where="node", patient=True, causes=(_BY_STOP[victim],))
             for victim in _VICTIMS
         ),
-        Kind(name="kill_ray_node", expects="goes_on", where="node", needs=("start_ray_node",)),
+        Kind(
+            name="kill_ray_node",
+            expects="goes_on",
+            where="node",
+            needs=("start_ray_node",),
+            causes=(Cause.NODE_LOST, Cause.INFRASTRUCTURE),  # the second where the node is back to certify its end
+        ),
         Kind(name="stop_ray_node", expects="untouched", where="node"),
         Kind(name="kill_driver", expects="untouched", where="control"),
         Kind(name="kill_control_plane", expects="untouched", where="control"),
@@ -47,9 +65,23 @@ KINDS = {
         Kind(name="stop_control_plane", expects="untouched", where="control"),
         Kind(name="fill_disk", expects="untouched", where="node", needs=("allow_full_disk",)),
         Kind(name="blink_network", expects="untouched", where="host", needs=("cut", "heal")),
-        Kind(name="cut_network", expects="goes_on", where="host", needs=("cut", "heal"), patient=True),
+        Kind(
+            name="cut_network",
+            expects="goes_on",
+            where="host",
+            needs=("cut", "heal"),
+            patient=True,
+            causes=(Cause.NODE_LOST,),
+        ),
         Kind(name="slow_network", expects="untouched", where="host", needs=("slow", "heal")),
-        Kind(name="power_off", expects="goes_on", where="host", needs=("power_off", "power_on"), patient=True),
+        Kind(
+            name="power_off",
+            expects="goes_on",
+            where="host",
+            needs=("power_off", "power_on"),
+            patient=True,
+            causes=(Cause.NODE_LOST,),
+        ),
         Kind(name="stop_mlflow", expects="untouched", where="service", needs=("stop_mlflow", "start_mlflow")),
         Kind(name="stop_store", expects="untouched", where="service", needs=("stop_store", "start_store")),
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import subprocess
@@ -19,7 +18,6 @@ from orchestrator.chaos.plan import KINDS, Fault, Plan
 from orchestrator.stack import Stack
 from orchestrator.store import AttemptRow
 
-_LOG = logging.getLogger("rexctl.chaos")
 _COMMAND_S = 60.0
 _SECOND_S = 1.0
 _RAYS_PATIENCE_S = 10.0  # with a node that says nothing; one that was stopped for longer it calls dead
@@ -27,11 +25,13 @@ _BLINK_SHARE = 4  # of a lease: TCP is back within twice a blink, and nobody's l
 
 
 class Strikes:
-    """Strikes, and undoes. `mend` waits until everything that was done has been undone."""
+    """Strikes, and undoes."""
 
     def __init__(self, plan: Plan, gangs: Gangs, stack: Stack) -> None:
         self.plan, self.gangs, self.stack = plan, gangs, stack
         self._undoing: list[threading.Thread] = []
+        self._hurry = threading.Event()
+        self._not_undone: list[str] = []
 
     def strike(self, fault: Fault, attempt: AttemptRow, view: dict[str, Any]) -> dict[str, Any] | None:
         """Do it; what was struck and when, None if there was nothing to strike any more."""
@@ -47,10 +47,16 @@ class Strikes:
         self._later(self.plan.pause_s, lambda: self._run(f"start_{name}"))
         return {"what": name, "at": time.time()}
 
-    def mend(self) -> None:
+    def mend(self, *, at_once: bool = False) -> list[str]:
+        """Wait until everything that was done has been undone, in its time or at once; returns what could not be."""
+        if at_once:
+            self._hurry.set()
         for thread in self._undoing:
             thread.join()
         self._undoing.clear()
+        self._hurry.clear()
+        problems, self._not_undone = self._not_undone, []
+        return problems
 
     def _on_a_node(self, fault: Fault, attempt: AttemptRow, view: dict[str, Any]) -> dict[str, Any] | None:
         how, _, victim = fault.kind.partition("_")
@@ -128,11 +134,11 @@ class Strikes:
 
     def _later(self, wait_s: float, undo: Callable[[], object]) -> None:
         def run() -> None:
-            time.sleep(wait_s)
+            self._hurry.wait(wait_s)
             try:
                 undo()
-            except Exception:
-                _LOG.exception("action=undo")
+            except Exception as error:  # the campaign's thread tells of it
+                self._not_undone.append(f"not undone: {error}")
 
         thread = threading.Thread(target=run, name="undo")
         thread.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -39,6 +40,8 @@ def command(  # noqa: PLR0917 - typer's options
         for kind, lacks in impossible.items():
             print(f"   - {kind:<20} cannot be done here: {lacks}")
         return None
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # what was done to the cluster is undone on the way out
     stack = open_stack(home)
     os.environ.update(stack.ray_auth)  # which Ray reads when it is imported
     from cluster.gang import Gangs

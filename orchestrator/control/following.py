@@ -22,6 +22,7 @@ from orchestrator.control.teardown import Teardown
 from orchestrator.store import AttemptRow, JobRow, Store
 
 _FORCE_AGAIN_S = 10.0
+_OBEYS_S = 60.0  # an agent that was told to end at once has by then: stacks, a sweep and the devices take half of it
 _STOP_MARGIN_S = 15.0  # beyond the grace, before an agent that missed the first word is told again
 
 
@@ -42,7 +43,7 @@ class Following:
         self.teardown = Teardown(
             store, gangs, Watch(gangs.register, steady), provider, elapsed=self.elapsed, steady=steady
         )
-        self._stopping: dict[tuple[str, int], float] = {}  # when force was last used
+        self._stopping: dict[tuple[str, int], tuple[float, float]] = {}  # when force was used first, and last
 
     def follow(self, row: JobRow, views: list[NodeView]) -> None:
         """Write down what is seen of one attempt, end it when it has ended, hold it to its limits."""
@@ -149,8 +150,11 @@ class Following:
 
     def _force_stop(self, row: JobRow, attempt: AttemptRow, why: str) -> None:
         key, now = (row.id, attempt.number), self._steady()
-        if now - self._stopping.get(key, -_FORCE_AGAIN_S) >= _FORCE_AGAIN_S:
-            self._stopping[key] = now
+        first, last = self._stopping.get(key, (now, now - _FORCE_AGAIN_S))
+        if now - first > _OBEYS_S:
+            self.teardown.give_up(*key)
+        if now - last >= _FORCE_AGAIN_S:
+            self._stopping[key] = (first, now)
             self.gangs.stop(row.id, attempt.number, row.spec.gang.nodes, why, 0.0)
 
     def _limits(self, row: JobRow, attempt: AttemptRow, seen: observe.Progress) -> None:

@@ -46,6 +46,7 @@ class Teardown:
     ) -> None:
         self.store, self.gangs, self.watch, self.provider = store, gangs, watch, provider
         self._elapsed, self._steady = elapsed, steady
+        self._disobeyed: set[tuple[str, int]] = set()  # attempts whose agents do not end when they are told to
         self._port_since: dict[tuple[str, int, int], float] = {}  # since when a master port was seen to be taken
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="certify")
         self._certifying: dict[tuple[str, int, int], Future[Record]] = {}
@@ -70,8 +71,14 @@ class Teardown:
             elif ping.done():
                 self.silent.discard(node)
 
+    def give_up(self, job: str, attempt: int) -> None:
+        """Its agents were told to end and have had their time: those that answer and have not are killed, and what
+        they left is swept. (One that waits for a disk that is gone answers for ever.)"""
+        self._disobeyed.add((job, attempt))
+
     def forget(self, job: str, attempt: int, nodes: int) -> None:
         """The attempt has ended."""
+        self._disobeyed.discard((job, attempt))
         self.watch.forget(job, attempt, nodes)
         for node_rank in range(nodes):
             self._port_since.pop((job, attempt, node_rank), None)
@@ -82,7 +89,9 @@ class Teardown:
         self.watch.heard((row.id, attempt.number, view.node_rank))
         self.silent.discard(attempt.nodes[view.node_rank]["id"])
         record: Record | None = view.report["ended"]
-        held = self._held((row.id, attempt.number, view.node_rank), record) if record is not None else {}
+        if record is None:
+            return self._swept(row, attempt, view) if (row.id, attempt.number) in self._disobeyed else None
+        held = self._held((row.id, attempt.number, view.node_rank), record)
         if not held:
             return record
         self._once(row, "teardown_incomplete", {"node": view.node_rank, **held})
@@ -101,7 +110,8 @@ class Teardown:
             record = self._swept(row, attempt, view)
             if record is not None:
                 return record
-        if view.answer == "pending" and attempt.ready_at is None and self.gangs.register.renewed(key) is None:
+        never_came = attempt.ready_at is None and self.gangs.register.renewed(key) is None
+        if view.answer == "pending" and never_came and self._alive(known.get(node["id"])):
             return None  # Ray is still placing it
         if self.watch.is_over(key, lease_s):
             return self._lost(row, view, node, f"its lease of {lease_s:g} s ran out")
@@ -163,7 +173,11 @@ class Teardown:
         else:
             return None
         key = (row.id, attempt.number, view.node_rank)
-        return None if record is None or self._held(key, record) else record
+        if record is None or self._held(key, record):
+            return None
+        if record.get("unattended") and (row.id, attempt.number) in self._disobeyed:
+            return {**record, "message": f"the agent on {node['host']} did not end when it was told to and was killed"}
+        return record
 
     def _held(self, key: tuple[str, int, int], record: Record) -> dict[str, Any]:
         """What of the node is not released yet. A port alone holds nothing up for long: the sweep found no process of

@@ -83,7 +83,7 @@ class ScriptedGangs:
         assert plan.job in self.killed, "nobody may be swept away whose agent could still start something"
         self.certified.append(plan.job)
         fault = {"rank": None, "code": None}
-        said = {"fault": fault, "message": "swept", "survivors": self.survivors, **self.also}
+        said = {"fault": fault, "message": "swept", "unattended": True, "survivors": self.survivors, **self.also}
         return {"node_rank": node_rank, "outcomes": [], **said}
 
 

@@ -30,13 +30,13 @@ from orchestrator.stack import Stack
 
 
 def passing(kind: str = "kill_worker") -> Evidence:
-    causes = ["done"] if KINDS[kind].expects == "untouched" else ["crash", "done"]
+    causes = ["done"] if KINDS[kind].expects == "untouched" else [KINDS[kind].causes[0].value, "done"]
     return Evidence(
         kind=kind,
-        struck={"what": "worker", "at": 1.0},
+        struck={"what": "worker", "at": 1.0, "attempt": 1},
         state="succeeded",
         detail="",
-        attempts=tuple({"cause": cause} for cause in causes),
+        attempts=tuple({"cause": cause, "hosts": ["a"]} for cause in causes),
         looks=({"host": "a", "orphans": [], "spans": [span(1, 0.0, 5.0), span(2, 5.5, 9.0)]},),
         chain=(),
         digest="x",
@@ -57,13 +57,16 @@ def test_job_that_went_on_as_it_must_passes(kind: str) -> None:
     ("change", "says"),
     [
         ({"state": "failed", "detail": "gave up"}, "ended failed: gave up"),
-        ({"attempts": ({"cause": "done"},)}, "went unseen"),
+        ({"attempts": ({"cause": "done", "hosts": ["a"]},)}, "went unseen"),
         ({"kind": "kill_control_plane"}, "a healthy job was lost"),
         ({"looks": ({"host": "b", "orphans": [7], "spans": []},)}, "orphans on b: [7]"),
         (
             {"looks": ({"host": "a", "orphans": [], "spans": [span(1, 0, 6), span(2, 5, 9)]},)},
             "attempt 1 on a ended 1.0",
         ),
+        ({"attempts": ({"cause": "hang", "hosts": ["a"]}, {"cause": "done", "hosts": ["a"]})}, "as hang, not as crash"),
+        ({"attempts": ({"cause": "crash", "hosts": ["a", "b"]}, {"cause": "done", "hosts": ["a"]})}, "b could not be"),
+        ({"looks": ()}, "a could not be asked"),
         ({"chain": ("a parent is missing",)}, "a parent is missing"),
         ({"digest": "y"}, "an undisturbed run ends with x"),
         ({"digest": None}, "an undisturbed run ends with x"),
@@ -75,7 +78,7 @@ def test_oracle_sees_what_went_wrong(change: dict[str, Any], says: str) -> None:
 
 
 def test_fault_that_hit_nothing_proves_nothing_about_attempts() -> None:
-    assert verdict(replace(passing(), struck=None, attempts=({"cause": "done"},))) == []
+    assert verdict(replace(passing(), struck=None, attempts=({"cause": "done", "hosts": ["a"]},))) == []
 
 
 def test_overlap_across_hosts_allows_for_their_clocks() -> None:
@@ -147,7 +150,7 @@ class TwiceOnTheList:
 
 def test_each_host_testifies_once_whichever_of_its_nodes_answers(tmp_path: Path) -> None:
     stack, gangs, nothing = Stack(Home(tmp_path)), TwiceOnTheList(), cast(Any, None)
-    looks = Campaign(Plan(), stack, nothing, cast(Any, gangs))._look("j", ["t"])
+    looks = Campaign(Plan(), stack, nothing, cast(Any, gangs))._look("j", ["t"], ["h1"])
     assert sorted(look["host"] for look in looks) == ["h1", "h2"]
     assert sorted(gangs.asked) == ["gone", "new", "other"], "no host is asked again that has answered"
 

@@ -60,6 +60,20 @@ def test_agent_that_does_not_answer_is_lost_once_its_lease_is_over_and_not_befor
     world.tick_until(lambda: world.state() is State.LAUNCHING)
 
 
+def test_node_that_dies_before_its_agent_came_is_lost_once_ray_says_so(world: World) -> None:
+    """Not after the whole time to start. No renewal in a lease, and none after the revocation: nothing was granted."""
+    world.launched()
+    world.gangs.views["j"] = [silent("pending")]
+    for _ in range(10):
+        world.clock.now += LEASE_S
+        world.loop.tick()
+        assert world.state() is State.LAUNCHING, "Ray may take its time to place it"
+    world.gangs.seen_nodes = [Node(id="n2", host="h2", address="10.0.0.2", cpus=2.0, npus=0.0, alive=True)]
+    world.loop.tick()
+    assert world.store.attempt("j", 1).cause == Cause.NODE_LOST.value
+    assert ("j", 1) in world.gangs.register.revoked, "an agent that still comes up starts nothing"
+
+
 def gone_from_ray(world: World) -> None:
     """A job whose node Ray no longer lists; another one is there."""
     world.launched()

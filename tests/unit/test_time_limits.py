@@ -84,6 +84,21 @@ def test_workers_that_never_report_are_stopped_and_count_as_infrastructure(world
     assert world.store.attempt("j", 1).cause == Cause.INFRASTRUCTURE.value
 
 
+def test_agent_that_answers_but_does_not_end_is_killed_and_its_node_swept(world: World) -> None:
+    """It waits for a share that is gone, say."""
+    world.launched(limits={"start_timeout_s": 60})
+    world.gangs.views["j"] = [report()]
+    world.clock.now += 61
+    for _ in range(7):
+        world.loop.tick()
+        assert world.gangs.killed == [], "it was told, and gets its time"
+        world.clock.now += 10
+    world.tick_until(lambda: world.state() is State.BACKOFF)
+    assert world.gangs.killed and world.gangs.certified == ["j"]
+    attempt = world.store.attempt("j", 1)
+    assert attempt.cause == Cause.INFRASTRUCTURE.value and "did not end when it was told to" in attempt.detail
+
+
 def test_running_time_before_a_resume_does_not_count_against_the_limit(world: World) -> None:
     from jobs.states import ResumeRequested
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from tests.support.ray_hosts import Cluster
 from tests.support.rex import REXCTL, counting_spec
 
@@ -20,6 +22,10 @@ def test_first_fault_on_one_host_ends_the_gang_on_both_and_it_resumes(cluster: C
     host = int(status["attempts"][0]["hosts"][1].removeprefix("rexhost"))
     pids = cluster.hosts.run(host, ["pgrep", "-f", "^.*python.*counting_program.py --steps"]).stdout.split()
     assert pids
+    raylet = cluster.hosts.run(host, ["pgrep", "-o", "-f", "raylet/raylet"]).stdout.strip()
+    ranked = [f"/proc/{pid}/oom_score_adj" for pid in (raylet, pids[-1])]
+    rays, ours = cluster.hosts.run(host, ["cat", *ranked]).stdout.split()
+    assert rays == ours, "Ray has its workers killed first for memory; training is none of them"
     cluster.hosts.run(host, ["kill", "-9", pids[-1]])
     ended = cluster.finish(job)
     first, second = ended["attempts"]
@@ -27,6 +33,30 @@ def test_first_fault_on_one_host_ends_the_gang_on_both_and_it_resumes(cluster: C
     assert "killed by signal 9" in first["detail"]
     assert second["from_step"] >= 15
     assert cluster.left_over() == []
+
+
+def test_death_of_an_agent_ends_the_gang_on_all_hosts_while_nobody_decides_anything(cluster: Cluster) -> None:
+    """Supervisors tell each other. The canary's ranks need nobody: without that word the others would count on."""
+    job = cluster.submit_canary("--steps", 6000, "--step_s", 0.1, "--commit_every", 10, nodes=3)
+    status = cluster.wait(job, lambda s: s["progress"]["step"] > 5 and len(s["ranks"]) == 3)
+    control_plane = cluster.hosts.run(1, ["pgrep", "-f", "orchestrator.daemon"]).stdout.split()
+    node = status["nodes"][1]
+    assert len(control_plane) == 2
+    cluster.hosts.run(1, ["kill", "-STOP", *control_plane])
+    try:
+        cluster.hosts.run(int(node["host"].removeprefix("rexhost")), ["kill", "-9", str(node["agent"])])
+        deadline = time.monotonic() + 60
+        while left := cluster.left_over():
+            assert time.monotonic() < deadline, left
+            time.sleep(0.2)
+    finally:
+        cluster.hosts.run(1, ["kill", "-CONT", *control_plane])
+    first = cluster.wait(job, lambda s: s["attempts"][0]["cause"] is not None)["attempts"][0]
+    assert (first["cause"], first["detail"].split(" died")[0]) == ("infrastructure", f"the agent on {node['host']}")
+    whys = [cluster.record(job, 1, rank, "ended.json")["stop_why"] for rank in range(3)]
+    assert whys == ["peer_fault", "agent_gone", "peer_fault"]
+    cluster.rexctl("cancel", job)
+    cluster.finish(job)
 
 
 def test_more_nodes_than_the_cluster_has_is_refused(cluster: Cluster) -> None:

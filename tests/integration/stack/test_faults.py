@@ -16,6 +16,7 @@ import pytest
 from cluster.node.processes import is_alive
 from cluster.storage import open_store
 from cluster.storage.chain.checkpoints import CheckpointStore
+from orchestrator.chaos.plan import faults, read_plan
 from tests.support.rex import Rex, counting_spec
 
 STEPS = 130
@@ -229,6 +230,30 @@ def test_stopped_ray_node_is_nothing_to_a_job_that_trains(rex: Rex, tmp_path: Pa
     assert done.returncode == 0, f"{done.stderr}{report.read_text() if report.exists() else ''}"
     (trial,) = json.loads(report.with_suffix(".json").read_text())
     assert trial["struck"]["what"] == "ray_node" and trial["causes"] == ["done"]
+
+
+def test_campaign_that_is_ended_undoes_its_fault_and_leaves_no_job(rex: Rex, tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text("{kinds: [stop_driver], pause_s: 3000.0, canary: {steps: 600, step_s: 0.1}}")
+    seed = next(seed for seed in range(100) if faults(read_plan(path, seed=seed))[0].at < 0.17)
+    before = {row.id for row in rex.store.jobs()}
+    campaign = rex.start("chaos", str(path), "--seed", str(seed))
+    control = rex.stack.service("control")
+    assert control is not None
+    driver = int(Path(f"/proc/{control.pid}/task/{control.pid}/children").read_text().split()[0])
+    deadline = time.monotonic() + 120
+    while _state(driver) != "T":
+        assert campaign.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    campaign.terminate()
+    said, _ = campaign.communicate(timeout=120)
+    assert campaign.returncode != 0 and _state(driver) != "T", said
+    (job,) = {row.id for row in rex.store.jobs()} - before
+    assert rex.finish(job)["state"] == "cancelled"
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_killed_ray_is_brought_up_again_and_the_job_resumes(rex: Rex, tmp_path: Path) -> None:
