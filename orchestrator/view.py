@@ -27,6 +27,13 @@ def attempt_view(attempt: AttemptRow) -> dict[str, Any]:
     }
 
 
+def exits_view(attempt: AttemptRow) -> dict[str, Any]:
+    """An attempt with the end of each of its ranks (of the first to end, where there are many)."""
+    exits = attempt.view.get("exits", [])
+    num_exits = attempt.view.get("num_exits", 0)
+    return {"job_id": attempt.job_id, **attempt_view(attempt), "exits": exits, "num_exits": num_exits}
+
+
 def _idle_seconds(store: Store, job_id: str, end: float) -> float:
     """Seconds in backoff, or final before a resume, from the event log."""
     total, since = 0.0, None

@@ -17,6 +17,15 @@ from jobs.contract import Exit
 _GOOD = (int(Exit.DONE), int(Exit.DRAINED))
 _LEASE = (LEASE_OVER, REVOKED)
 _OURS = (PEER_FAULT, PEER_HANGS, AGENT_GONE, *_LEASE)  # stops that are consequences, not causes
+_NO_WORD = "left no word of its own"
+_ENDED_BY = {
+    PEER_FAULT: "was ended for a fault elsewhere in the gang",
+    PEER_HANGS: "was ended for a hang elsewhere in the gang",
+    AGENT_GONE: "was ended when its node's agent had died",
+    LEASE_OVER: "was ended when its node's lease had run out",
+    REVOKED: "was ended when its node's lease was taken back",
+    START_TIMEOUT: "was ended for not having reported in time",
+}
 _KINDS = {
     Cause.DONE: Kind.DONE,
     Cause.PREEMPTED: Kind.PREEMPTED,
@@ -118,6 +127,41 @@ def judge(
     if len(workers) == world_size and all(o["code"] in _GOOD for o in workers):
         return _plain(Cause.PREEMPTED, "the workers were asked to stop by somebody else, and drained")
     return _without_outcomes(records, hosts)
+
+
+def each_rank(
+    records: Sequence[dict[str, Any]], *, world_size: int, hosts: Sequence[str]
+) -> list[dict[str, int | float | str | None]]:
+    """How every rank ended: rank, host, code, signal, at (Unix time by its host's clock) and says, a sentence.
+
+    Those that ended by themselves first, in that order; then those of which no shim was left to tell.
+    """
+    ends = _ends(records, hosts, only=lambda o: o["rank"] >= 0)
+    told: list[dict[str, int | float | str | None]] = [
+        {
+            "rank": end.outcome["rank"],
+            "host": end.host,
+            "code": end.outcome["code"],
+            "signal": end.outcome["signal"],
+            "at": float(end.outcome["at"]),
+            "says": end.sentence(),
+        }
+        for end in sorted(ends, key=lambda end: float(end.outcome["at"]))
+    ]
+    known, per_node = {end["rank"] for end in told}, world_size // len(records)
+    for record in sorted(records, key=lambda record: int(record["node_rank"])):
+        first = int(record["node_rank"]) * per_node
+        for rank in range(first, first + per_node):
+            if rank not in known:
+                how = (
+                    "is lost with its host"
+                    if "lost" in record
+                    else _ENDED_BY.get(str(record.get("stop_why")), _NO_WORD)
+                )
+                said = f"rank {rank} on {_name(record, hosts)} {how}"
+                host = _host(record, hosts)
+                told.append({"rank": rank, "host": host, "code": None, "signal": None, "at": None, "says": said})
+    return told
 
 
 def _plain(cause: Cause, detail: str = "", host: str | None = None) -> Verdict:

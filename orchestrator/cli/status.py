@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from orchestrator.cli.common import (
     HomeOption,
     JobArgument,
@@ -13,16 +17,26 @@ from orchestrator.cli.common import (
 )
 
 
-def command(job: JobArgument, home: HomeOption = None, json: JsonOption = False) -> None:
+def command(
+    job: JobArgument,
+    attempt: Annotated[
+        int | None, typer.Option("--attempt", help="Show how each rank of that attempt ended.", metavar="N", min=1)
+    ] = None,
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
     """Show one job: state, attempts, each rank with its process id, checkpoint, where the time went."""
-    from orchestrator.view import job_view
+    from orchestrator.cli.summary import exits, summary
+    from orchestrator.view import exits_view, job_view
 
     store, stack = open_store(home), open_stack(home)
+    if attempt is not None:
+        view = exits_view(store.attempt(store.get(job).id, attempt))
+        return print_json(view) if json else print(exits(view))
     view = job_view(store, store.get(job).id, mlflow_uri=stack.mlflow_uri)
     if json:
         return print_json(view)
     from orchestrator.cli.follow import progress_line
-    from orchestrator.cli.summary import summary
 
     print(progress_line(view), end="")
     print(summary(view))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 
@@ -24,6 +25,35 @@ def cause_and_kind(cause: str, kind: str | None) -> str:
     return cause if kind is None or kind in (cause, alike.get(cause)) else f"{cause}, {kind.replace('_', ' ')}"
 
 
+def _attempt(attempt: dict[str, Any]) -> list[str]:
+    end = attempt["end"] or {}
+    why = cause_and_kind(attempt["cause"], end.get("kind")) if attempt["cause"] else "running"
+    detail = f": {attempt['detail']}" if attempt["detail"] else ""
+    steps = f"steps {attempt['from_step']} to {attempt['to_step']}" if attempt["from_step"] is not None else "no step"
+    lines = [f"attempt {attempt['number']:<4} {steps}, {why}{detail}"]
+    if end.get("hint"):
+        lines.append(f"             hint: {end['hint']}")
+    lines += [f"             quarantined {bad['manifest']}: {bad['reason']}" for bad in attempt["quarantined"]]
+    if attempt["quarantined"]:
+        lines.append(f"             went on from {attempt['resumed_from'] or 'zero'}")
+    return lines
+
+
+def exits(view: dict[str, Any]) -> str:
+    """One attempt, and how each of its ranks ended."""
+    lines = _attempt(view)
+    for end in view["exits"]:
+        at = time.strftime("%H:%M:%S", time.localtime(end["at"])) if end["at"] is not None else ""
+        lines.append(f"{at:>8}     {end['says']}")
+    if not view["exits"]:
+        lines.append(f"             {'nothing is known of its ranks' if view['cause'] else 'it has not ended yet'}")
+    if view["num_exits"] > len(view["exits"]):
+        lines.append(f"             and {view['num_exits'] - len(view['exits'])} more")
+    where = f"rexctl logs {view['job_id']} --attempt {view['number']} --rank N --tail 20"
+    lines.append(f"             their last lines: `{where}`")
+    return "\n".join(lines)
+
+
 def summary(view: dict[str, Any]) -> str:
     """State, attempts and why each ended, metrics, newest checkpoint, MLflow link, where the time went."""
     cause = f" ({view['cause']})" if view["cause"] and view["cause"] != "done" else ""
@@ -31,19 +61,7 @@ def summary(view: dict[str, Any]) -> str:
     if view["detail"]:
         lines.append(f"             {view['detail']}")
     for attempt in view["attempts"]:
-        end = attempt["end"] or {}
-        why = cause_and_kind(attempt["cause"], end.get("kind")) if attempt["cause"] else "running"
-        detail = f": {attempt['detail']}" if attempt["detail"] else ""
-        steps = (
-            f"steps {attempt['from_step']} to {attempt['to_step']}" if attempt["from_step"] is not None else "no step"
-        )
-        lines.append(f"attempt {attempt['number']:<4} {steps}, {why}{detail}")
-        if end.get("hint"):
-            lines.append(f"             hint: {end['hint']}")
-        for bad in attempt["quarantined"]:
-            lines.append(f"             quarantined {bad['manifest']}: {bad['reason']}")
-        if attempt["quarantined"]:
-            lines.append(f"             went on from {attempt['resumed_from'] or 'zero'}")
+        lines += _attempt(attempt)
     named = {"top1": "top-1", "top5": "top-5", "loss": "loss"}
     metrics = [f"{named[key]} {value:.4f}" for key, value in view["metrics"].items() if value is not None]
     if metrics:

@@ -11,7 +11,7 @@ from typing import Any
 from cluster.gang import Gangs, NodeView
 from cluster.lease import Watch
 from cluster.outcome.stops import PEER_FAULT, START_TIMEOUT
-from cluster.outcome.verdict import judge
+from cluster.outcome.verdict import each_rank, judge
 from jobs.budgets import Cause
 from jobs.manifest import parse_name
 from jobs.states import AttemptEnded, Effect, State, StopRequested, WorkersReported
@@ -21,6 +21,7 @@ from orchestrator.control.provider import Provider
 from orchestrator.control.teardown import Teardown
 from orchestrator.store import AttemptRow, JobRow, Store
 
+_EXITS = 64  # ranks whose ends the store keeps for each attempt, the first to end first
 _FORCE_AGAIN_S = 10.0
 _OBEYS_S = 60.0  # an agent that was told to end at once has by then: stacks, a sweep and the devices take half of it
 _STOP_MARGIN_S = 15.0  # beyond the grace, before an agent that missed the first word is told again
@@ -114,7 +115,9 @@ class Following:
         hosts = [node["host"] for node in attempt.nodes]
         verdict = judge(records, world_size=row.spec.gang.world_size, stop_for=row.job.stop_for, hosts=hosts)
         picture = self.store.attempt(row.id, attempt.number).view
-        self.store.note_attempt(row.id, attempt.number, view={**picture, "end": verdict.as_json()})
+        exits = each_rank(records, world_size=row.spec.gang.world_size, hosts=hosts)
+        told = {"end": verdict.as_json(), "exits": exits[:_EXITS], "num_exits": len(exits)}
+        self.store.note_attempt(row.id, attempt.number, view={**picture, **told})
         row = self.store.get(row.id)
         start = (seen.resumed or attempt.resumed or {}).get("step", 0)
         mine = parse_name(row.checkpoint["manifest"]) if row.checkpoint else None

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cluster.outcome.exits import Kind
-from cluster.outcome.verdict import judge
+from cluster.outcome.verdict import each_rank, judge
 from jobs.budgets import Cause
 
 
@@ -89,6 +89,20 @@ def test_lost_node_is_named() -> None:
     )
     assert (found.cause, found.kind, found.host) == (Cause.NODE_LOST, Kind.HOST_LOST, "node7")
     assert found.detail == "lost node7 (its lease of 60 s ran out)"
+
+
+def test_end_of_each_rank_is_told_those_first_that_ended_by_themselves() -> None:
+    records = [
+        record(outcome(0, None, 11, at=5.0), outcome(1, 1, at=4.0, reason="no memory"), node_rank=0),
+        record(stop_why="peer_fault", node_rank=1),
+        {"lost": "n3", "why": "its lease ran out", "node_rank": 2},
+    ]
+    told = each_rank(records, world_size=6, hosts=["n1", "n2", "n3"])
+    assert [end["rank"] for end in told] == [1, 0, 2, 3, 4, 5]
+    assert (told[0]["code"], told[1]["signal"], told[2]["at"]) == (1, 11, None)
+    assert str(told[0]["says"]).startswith("rank 1 on n1 exited 1") and "no memory" in str(told[0]["says"])
+    assert told[3]["says"] == "rank 3 on n2 was ended for a fault elsewhere in the gang"
+    assert told[5]["says"] == "rank 5 on n3 is lost with its host"
 
 
 def hung(at: float = 1.0) -> dict[str, Any]:

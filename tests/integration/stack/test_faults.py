@@ -56,6 +56,10 @@ def test_killed_worker_leads_to_a_second_attempt_that_resumes(rex: Rex, spec: Pa
     assert f"rank 1 on {socket.gethostname()} was killed by signal 9" in first["detail"]
     assert second["from_step"] >= 15 and second["resumed_from"] is not None
     assert final_state(rex, job) == expected(STEPS)
+    exits = rex.json("status", job, "--attempt", "1")["exits"]
+    assert (exits[0]["rank"], exits[0]["signal"], {end["rank"] for end in exits}) == (1, 9, {0, 1})
+    said = rex("status", job, "--attempt", "2").stdout
+    assert "rank 0 on" in said and "rank 1 on" in said and said.count("exited 0") == 2
     assert rex.processes(job) == []
 
 
