@@ -92,7 +92,8 @@ def _cancel(cluster: Cluster, job: str) -> None:
 def first_death(cluster: Cluster, victim: str) -> float:
     """Seconds from a SIGKILL on one host to the end of the last process of the gang on any host."""
     job, status = _training(cluster, nodes=3)
-    node, token = status["nodes"][2], Store(cluster.home.database_url).attempt(job, 1).token
+    node = next(seen for seen in reversed(status["nodes"]) if seen["host"] != "rexhost1")  # Ray's head is there
+    token = Store(cluster.home.database_url).attempt(job, 1).token
     host = int(node["host"].removeprefix("rexhost"))
     words = f"'kill', {victim!r}, {token!r}, {node['agent']}, 0.0"
     code = f"from cluster.chaos.faults import strike; print(strike({words}))"

@@ -39,4 +39,15 @@ def test_every_kind_of_fault_is_survived_with_the_bits_of_an_undisturbed_run(
         print(f"{trial['fault']['kind']}: {trial['ended_at'] - trial['submitted_at']:.1f} s, {trial['causes']}")
     assert len(HERE) >= 12 and len(trials) == len(kinds)
     assert all(trial["struck"] for trial in trials), "every fault hit something"
+    for trial in trials:
+        if trial["fault"]["kind"] == "stop_worker":
+            assert_that_all_ranks_left_their_stacks(cluster, trial["job"], trial["struck"]["attempt"])
     assert cluster.left_over() == []
+
+
+def assert_that_all_ranks_left_their_stacks(cluster: Cluster, job: str, attempt: int) -> None:
+    """Those on the other host as well, which waited for nobody and did not hang."""
+    for rank, host in enumerate(cluster.status(job)["attempts"][attempt - 1]["hosts"]):
+        node = cluster.hosts.work(int(host.removeprefix("rexhost"))) / job / f"attempt-{attempt}" / f"node-{rank}"
+        (dump,) = (node / "stacks").glob("rank_*.txt")
+        assert "canary.py" in dump.read_text(), dump.read_text()
