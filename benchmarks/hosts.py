@@ -37,10 +37,11 @@ def run() -> list[Result]:
         print(f"not run: several hosts on one machine: {lacking}", file=sys.stderr)
         return []
     with lone_hosts(3, lease_s=LEASE_S, host_gone_command=["test", "-e", "/tmp/gone-{host}"]) as cluster:
-        deaths = [first_death(cluster, "worker") for _ in range(_DEATHS)]
-        others = [first_death(cluster, victim) for victim in _VICTIMS for _ in range(_DEATHS // len(_VICTIMS))]
-        confirmed = [loss(cluster, confirmed=True) for _ in range(_LOSSES)]
-        silent = [loss(cluster, confirmed=False) for _ in range(_LOSSES)]
+        deaths = [_told("worker", first_death(cluster, "worker")) for _ in range(_DEATHS)]
+        victims = [victim for victim in _VICTIMS for _ in range(_DEATHS // len(_VICTIMS))]
+        others = [_told(victim, first_death(cluster, victim)) for victim in victims]
+        confirmed = [_told("confirmed loss", loss(cluster, confirmed=True)) for _ in range(_LOSSES)]
+        silent = [_told("silent loss", loss(cluster, confirmed=False)) for _ in range(_LOSSES)]
     return [
         _beside(
             "death of a rank to the last worker's end, 3 hosts", DEATH_LIMIT_S, deaths, f"p95 {_p95(deaths):.2f} s"
@@ -64,6 +65,11 @@ def run() -> list[Result]:
             f"a lease of {LEASE_S:g} s",
         ),
     ]
+
+
+def _told(what: str, seconds: float) -> float:
+    print(f"{what}: {seconds:.2f} s", file=sys.stderr, flush=True)
+    return seconds
 
 
 def _p95(seconds: list[float]) -> float:
@@ -132,31 +138,32 @@ def bare_msrun(cluster: Cluster, job: str) -> float:
     """Seconds from msrun's start by hand on two hosts to the end of the canary's first step."""
     assert cluster.outside is not None
     folder, bin_dir = cluster.folder / job, Path(sys.executable).parent
-    folder.mkdir()
     env = {
         **cluster.env,
         "PATH": f"{bin_dir}:{os.environ['PATH']}",
         "REX_ATTEMPT": "1",
         "REX_JOB": job,
         "REX_STORE": cluster.outside.objects,
-        "REX_REPORT_DIR": str(folder),
+        "REX_LOCAL_RANKS": "1",
     }
     address, port = cluster.hosts.address(1), random.randrange(20000, 30000)
     options = ["--worker_num=2", "--local_worker_num=1", f"--master_addr={address}", f"--master_port={port}"]
-    command = [str(bin_dir / "msrun"), *options, "--join=True", "--tail_worker_log=2"]
+    command = [str(bin_dir / "msrun"), *options, "--join=True", "--tail_worker_log=2", f"--log_dir=/tmp/{job}"]
     program = [canary.__file__, "--steps", "3", "--step_s", "0.1"]
     began = time.time()
-    nodes = [
-        cluster.hosts.start(
-            host,
-            [*command, f"--node_rank={rank}", f"--log_dir=/tmp/{job}", *program],
-            folder / f"msrun-{rank}.log",
-            env,
-        )
-        for rank, host in enumerate((1, 2))
-    ]
-    codes = [node.wait(timeout=120) for node in nodes]
-    report = json.loads((folder / "rank_0.json").read_text()) if codes == [0, 0] else None
-    if report is None:
-        raise RuntimeError(f"msrun by hand ended with {codes}: {(folder / 'msrun-0.log').read_text()[-2000:]}")
-    return float(report["heartbeat"]["first_step_at"]) - began
+    nodes = []
+    for rank, host in enumerate((1, 2)):
+        own = cluster.hosts.own(host) / job
+        own.mkdir()
+        line = [*command, f"--node_rank={rank}", *program]
+        nodes.append(cluster.hosts.start(host, line, own / "msrun.log", {**env, "REX_REPORT_DIR": str(own)}))
+    report = folder / "rank_0.json"
+    deadline = time.monotonic() + 120
+    while not report.exists():
+        if time.monotonic() > deadline or nodes[0].poll() is not None:
+            raise RuntimeError(f"msrun by hand: {(folder / 'msrun.log').read_text()[-2000:]}")
+        time.sleep(0.1)
+    (folder / "outcome_0.json").touch()  # our shim's word, for which the canary's scheduler process waits
+    for node in nodes:
+        node.wait(timeout=120)
+    return float(json.loads(report.read_text())["heartbeat"]["first_step_at"]) - began
