@@ -143,7 +143,7 @@ def bare_msrun(cluster: Cluster, job: str) -> float:
         "PATH": f"{bin_dir}:{os.environ['PATH']}",
         "REX_ATTEMPT": "1",
         "REX_JOB": job,
-        "REX_STORE": cluster.outside.objects,
+        "REX_STORE": f"{cluster.outside.objects}/{job}",
         "REX_LOCAL_RANKS": "1",
     }
     address, port = cluster.hosts.address(1), random.randrange(20000, 30000)
@@ -166,4 +166,7 @@ def bare_msrun(cluster: Cluster, job: str) -> float:
     (folder / "outcome_0.json").touch()  # our shim's word, for which the canary's scheduler process waits
     for node in nodes:
         node.wait(timeout=120)
-    return float(json.loads(report.read_text())["heartbeat"]["first_step_at"]) - began
+    said = json.loads(report.read_text())
+    if said["heartbeat"]["first_step_at"] is None:
+        raise RuntimeError(f"msrun by hand: {said['reason']}")
+    return float(said["heartbeat"]["first_step_at"]) - began

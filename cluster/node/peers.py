@@ -20,7 +20,7 @@ from cluster.node.ending import say
 from cluster.node.link import Link
 
 _CONNECT_S = 2.0
-_NOT_KNOWN = {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN}
+_NOT_KNOWN = {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.ECONNABORTED}
 _LONGEST = 4096  # bytes of a line, and of what a stranger may send
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 20), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 9))  # seconds, times
 

@@ -42,7 +42,7 @@ from cluster.node.released import START_FILE, released
 from cluster.node.work import WorkMeter, work_seconds
 from cluster.outcome.last_words import OomCount
 from cluster.outcome.stops import AGENT_GONE, LEASE_OVER, PEER_FAULT, PEER_HANGS
-from jobs.contract import ENV_TOKEN, Exit, checked_heartbeat
+from jobs.contract import ENV_TOKEN, Exit, Phase, checked_heartbeat
 
 _TICK_S = 0.1
 _METER_S = 1.0  # how often a rank's work is looked at
@@ -275,17 +275,19 @@ class Supervisor:
         elif kind == "heartbeat":
             beat = checked_heartbeat(message)
             self.hangs.heard(beat, boottime())
-            self.link.send({**beat, "kind": kind, "pid": pid, "work_s": self._work_s(rank, beat["step"], pid)})
+            self.link.send({**beat, "kind": kind, "pid": pid, "work_s": self._work_s(rank, beat, pid)})
         elif kind == "outcome":
             self._note_outcome(rank, message)
 
-    def _work_s(self, rank: int, step: int, pid: int | None) -> float | None:
-        """Seconds of work for a step, looked at once a second."""
-        if pid is not None and boottime() - self.metered.get(rank, 0.0) > _METER_S:
+    def _work_s(self, rank: int, beat: dict[str, Any], pid: int | None) -> float | None:
+        """Seconds of work for a step of training, looked at once a second."""
+        if beat["phase"] != Phase.TRAINING:
+            self.meters[rank].clear()
+        elif pid is not None and boottime() - self.metered.get(rank, 0.0) > _METER_S:
             self.metered[rank] = boottime()
             work_s = work_seconds(pid)
             if work_s is not None:
-                self.meters[rank].add(step, work_s)
+                self.meters[rank].add(beat["step"], work_s)
         return self.meters[rank].per_step()
 
     def _note_outcome(self, rank: int, outcome: dict[str, Any]) -> None:

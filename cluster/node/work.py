@@ -11,6 +11,7 @@ from collections import deque
 from pathlib import Path
 
 _LAST = 30  # looks, one a second
+_LEAST = 15  # before anything is said: rank 0 has more to do in its first steps (tracking, the first checkpoint)
 
 
 def work_seconds(pid: int) -> float | None:
@@ -36,15 +37,23 @@ class WorkMeter:
 
     def __init__(self) -> None:
         self._seen: deque[tuple[int, float]] = deque(maxlen=_LAST)  # step, work
+        self._ended_s = 0.0  # accounts that threads took along
 
     def add(self, step: int, work_s: float) -> None:
-        """What was done up to the end of that step. Less than before, since a thread has ended, begins anew."""
-        if self._seen and (work_s < self._seen[-1][1] or step < self._seen[-1][0]):
+        """What was done up to the end of that step. A thread that ends takes its account along: then nothing was done
+        since the look before."""
+        if self._seen and step < self._seen[-1][0]:
             self._seen.clear()
-        self._seen.append((step, work_s))
+        if self._seen:
+            self._ended_s += max(0.0, self._seen[-1][1] - self._ended_s - work_s)
+        self._seen.append((step, work_s + self._ended_s))
+
+    def clear(self) -> None:
+        """What was seen was no training: compiling, validating."""
+        self._seen.clear()
 
     def per_step(self) -> float | None:
-        """Seconds a step; None before there were steps to count."""
-        if len(self._seen) < 2 or self._seen[-1][0] == self._seen[0][0]:
+        """Seconds a step; None before there were enough looks, and steps, to tell."""
+        if len(self._seen) < _LEAST or self._seen[-1][0] == self._seen[0][0]:
             return None
         return (self._seen[-1][1] - self._seen[0][1]) / (self._seen[-1][0] - self._seen[0][0])

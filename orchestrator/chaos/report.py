@@ -28,8 +28,9 @@ def page(plan: Plan, trials: Sequence[Trial], *, where: str, when: str, picture:
         f"**{len(trials) - len(bad)} of {len(trials)} passed.** Orphans after all faults: {orphans}. Healthy jobs "
         f"lost: {lost}. Faults that came after the job's end and hit nothing: {missed}.",
         "",
-        "Each fault hits a job of its own, which has to succeed; its attempts must not overlap by the supervisors' own",
-        "records, leave no process on any host, an unbroken checkpoint chain, and the bits of an undisturbed run.",
+        "Each fault hits a job of its own, which has to succeed, and whose attempt has to end for a reason that such a",
+        "fault has. Its attempts must not overlap by the supervisors' own records, leave no process on any host by the",
+        "hosts' own word, an unbroken checkpoint chain, and the bits of an undisturbed run.",
         "",
         *([f"![timeline]({picture})", ""] if picture else []),
         "| kind | faults | passed | attempts | fault to the next first step, median (longest), s |",

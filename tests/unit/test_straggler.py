@@ -40,12 +40,32 @@ def test_ranks_that_do_not_train_or_did_not_say_are_left_out() -> None:
 
 def test_meter_divides_the_work_by_the_steps() -> None:
     meter = WorkMeter()
-    assert meter.per_step() is None
-    meter.add(10, 5.0)
-    assert meter.per_step() is None
-    meter.add(20, 7.0)
+    for look in range(14):
+        meter.add(10 + 10 * look, 5.0 + 2.0 * look)
+        assert meter.per_step() is None, "too few looks to tell"
+    meter.add(150, 33.0)
     assert meter.per_step() == 0.2
-    meter.add(30, 6.0)  # a thread has ended and taken its account along
+    meter.clear()
+    assert meter.per_step() is None
+
+
+def test_thread_that_ends_takes_its_account_along_and_no_more() -> None:
+    meter = WorkMeter()
+    work_s = 0.0
+    for look in range(30):
+        work_s += 2.0
+        if look == 20:
+            work_s -= 30.0  # a thread of checkpoints, say
+        meter.add(10 * look, work_s)
+    told = meter.per_step()
+    assert told is not None and 0.18 < told <= 0.2
+
+
+def test_run_that_goes_back_to_an_earlier_step_begins_anew() -> None:
+    meter = WorkMeter()
+    for look in range(20):
+        meter.add(10 * look, float(look))
+    meter.add(0, 21.0)
     assert meter.per_step() is None
 
 
