@@ -18,15 +18,15 @@ def test_gang_over_two_hosts_runs_to_its_end(cluster: Cluster) -> None:
 
 def test_first_fault_on_one_host_ends_the_gang_on_both_and_it_resumes(cluster: Cluster) -> None:
     job = cluster.submit("--steps", 120, "--commit_every", 15)
-    status = cluster.wait(job, lambda s: s["progress"]["step"] > 20 and s["checkpoint"] is not None)
-    host = int(status["attempts"][0]["hosts"][1].removeprefix("rexhost"))
-    pids = cluster.hosts.run(host, ["pgrep", "-f", "^.*python.*counting_program.py --steps"]).stdout.split()
-    assert pids
+    status = cluster.wait(
+        job, lambda s: s["progress"]["step"] > 20 and s["checkpoint"] is not None and len(s["ranks"]) == 2
+    )
+    host, pid = int(status["attempts"][0]["hosts"][1].removeprefix("rexhost")), str(status["ranks"][1]["pid"])
     raylet = cluster.hosts.run(host, ["pgrep", "-o", "-f", "raylet/raylet"]).stdout.strip()
-    ranked = [f"/proc/{pid}/oom_score_adj" for pid in (raylet, pids[-1])]
+    ranked = [f"/proc/{process}/oom_score_adj" for process in (raylet, pid)]
     rays, ours = cluster.hosts.run(host, ["cat", *ranked]).stdout.split()
     assert rays == ours, "Ray has its workers killed first for memory; training is none of them"
-    cluster.hosts.run(host, ["kill", "-9", pids[-1]])
+    cluster.hosts.run(host, ["kill", "-9", pid])
     ended = cluster.finish(job)
     first, second = ended["attempts"]
     assert (ended["state"], first["cause"], second["cause"]) == ("succeeded", "crash", "done"), ended
