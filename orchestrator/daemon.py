@@ -116,6 +116,8 @@ def keep_serving(home: Home, stopped: threading.Event) -> None:
 
 def _tend(stack: Stack, known: list[Service]) -> list[Service]:
     """Start again what has died; returns what runs. Of a state directory that is being removed, what ran counts too."""
+    if not stack.is_recorded(os.getpid()):
+        return known
     try:
         stack.tend(lambda line: _LOG.warning("action=restart_service %s", line))
     except OSError as error:  # its folders are going, or its disk is full

@@ -69,11 +69,10 @@ class Stack:
 
     @property
     def token(self) -> str:
-        path = self.home.run / "token"
-        if not path.exists():
-            self.home.create()
-            path.write_text(secrets.token_hex(12))
-        return path.read_text()
+        """What marks every process of this stack. FileNotFoundError where none was ever brought up, or where somebody
+        has removed the state directory: a second token there would hide the processes of the first.
+        """
+        return (self.home.run / "token").read_text()
 
     def service(self, name: str) -> Service | None:
         """The running service of that name, None if it does not run."""
@@ -129,6 +128,7 @@ class Stack:
         self.home.create()
         store = Store(self.home.database_url)
         with FileLock(self.home.run / "stack.lock"):
+            _make_secret(self.home.run / "token", 12)
             store.migrate()
             store.set_flag(PAUSED, False)
             asked_at = time.time()
@@ -142,7 +142,10 @@ class Stack:
         return store
 
     def tend(self, say: Progress = lambda line: None) -> None:
-        """For the control plane: start again what has died, unless somebody is bringing up or down right now."""
+        """For the control plane: start again what has died, unless somebody is bringing up or down right now.
+
+        The caller has seen that the state directory is there: asking for the lock would make it anew.
+        """
         try:
             with FileLock(self.home.run / "stack.lock", timeout=0):
                 self.ensure_services(say)
@@ -158,7 +161,7 @@ class Stack:
             say("starting Ray")
             end_by_environment(ENV_STACK + "_RAY", self.token)  # what an earlier head may have left
             port = self._claim_port("ray")
-            self._make_ray_token()
+            _make_secret(self.home.run / "ray-token", 32)
             ray = self._start("ray", self._ray_command(port), port=port)
             waiting.append((ray, lambda: _answers(ray.port)))
         if self.home.embedded_mlflow and self.service("mlflow") is None:
@@ -184,15 +187,6 @@ class Stack:
             "--disable-usage-stats",
             f"--temp-dir={self._ray_folder()}",
         ]
-
-    def _make_ray_token(self) -> None:
-        """Once for a state directory, so that whoever was connected can be again. The caller holds the stack's lock."""
-        path = self.home.run / "ray-token"
-        if not path.exists():
-            temporary = path.with_suffix(".tmp")
-            temporary.touch(0o600)
-            temporary.write_text(secrets.token_hex(32))
-            os.replace(temporary, path)
 
     def _ray_folder(self) -> Path:
         """Inside the state directory, unless Ray's socket paths would get too long there."""
@@ -280,6 +274,8 @@ class Stack:
 
     def down(self, say: Progress = lambda line: None) -> None:
         """End every process of this state directory: the control plane first, so that nothing is restarted."""
+        if not (self.home.run / "token").exists():  # nothing was ever brought up here
+            return
         with FileLock(self.home.run / "stack.lock"):
             for name in ("control", "ray", "mlflow"):
                 key = f"{ENV_STACK}_{name.upper()}"
@@ -306,6 +302,15 @@ def end_orphans(token: str, services: list[Service]) -> None:
     end_by_environment(ENV_STACK, token, grace_s=10.0, timeout_s=40.0)
     end_family(family)
     _remove_outside(token)
+
+
+def _make_secret(path: Path, size: int) -> None:
+    """Once for a state directory, so that whoever knows it finds the stack again. The caller holds the stack's lock."""
+    if not path.exists():
+        temporary = path.with_suffix(".tmp")
+        temporary.touch(0o600)
+        temporary.write_text(secrets.token_hex(size))
+        os.replace(temporary, path)
 
 
 def _outside(token: str) -> Path:
