@@ -87,6 +87,9 @@ class Gangs:
     @translated
     def connect(self) -> None:
         """Connect, once in a process; ClusterUnreachable if the cluster does not answer."""
+        # Ray has no switch for it: for each node that dies its driver prints some forty lines of that node's log on our
+        # standard output, whatever `log_to_driver` says. What is known of a node's end is told by events and records.
+        ray._private.worker.listen_error_messages = lambda worker, threads_stopped: None
         try:
             ray.init(
                 address=self.address,

@@ -34,6 +34,7 @@ def test_every_kind_of_fault_is_survived_with_the_bits_of_an_undisturbed_run(
     canary = {"nodes": 2, "steps": 80, "commit_every": 10, "credentials": cluster.credentials}
     done = run(cluster, report, timeout_s=1700, kinds=kinds, seed=11, canary=canary, pause_s=6.0)
     assert done.returncode == 0, f"{done.stderr}\n{report.read_text() if report.exists() else ''}"
+    assert "(raylet)" not in done.stdout + done.stderr, "Ray's own log lines are no output of ours"
     trials = json.loads(report.with_suffix(".json").read_text())
     for trial in trials:  # shown with -rA
         print(f"{trial['fault']['kind']}: {trial['ended_at'] - trial['submitted_at']:.1f} s, {trial['causes']}")
