@@ -89,7 +89,8 @@ class _JsonRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Heartbeat(_JsonRecord):
-    """Where one rank is. `seconds` are cumulative in this process, by phase name and "checkpoint_stall"."""
+    """Where one rank is. `seconds` are cumulative in this process, by phase name and "checkpoint_stall"; "data_wait",
+    in which training waited for its next batch, is part of the phase's own."""
 
     rank: int
     pid: int = 0

@@ -52,6 +52,14 @@ class Pulse:
             self._seconds["checkpoint_stall"] += stalled
             self._since += stalled
 
+    @contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Seconds inside count as "data_wait" besides: a rank with a slow disk is told by them."""
+        began = time.monotonic()
+        yield
+        with self._lock:
+            self._seconds["data_wait"] += time.monotonic() - began
+
     def report(self, reason: str) -> None:
         """Send the last heartbeat and leave it, with the reason of the end, where the environment says."""
         with self._lock:

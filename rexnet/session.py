@@ -143,7 +143,8 @@ class Session:
         if self.outputs is not None:
             self.outputs.check()
         began, beside_commit = time.monotonic(), self.outputs is not None and self.outputs.is_committing
-        micro_batches = self.batches.batch(step)
+        with self.pulse.waiting_for_data():
+            micro_batches = self.batches.batch(step)
         self.lr = learning_rate(recipe, step, self.order.steps_per_epoch) * recipe.lr_factor(self.world.size)
         lam = micro_batches[0].lam
         control = (self.lr, float(bool(self.stop)), lam, average_decay(recipe.ema_decay, step))

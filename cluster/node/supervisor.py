@@ -280,14 +280,14 @@ class Supervisor:
             self._note_outcome(rank, message)
 
     def _work_s(self, rank: int, beat: dict[str, Any], pid: int | None) -> float | None:
-        """Seconds of work for a step of training, looked at once a second."""
+        """Seconds of work and of waiting for data for a step of training, looked at once a second."""
         if beat["phase"] != Phase.TRAINING:
             self.meters[rank].clear()
         elif pid is not None and boottime() - self.metered.get(rank, 0.0) > _METER_S:
             self.metered[rank] = boottime()
             work_s = work_seconds(pid)
             if work_s is not None:
-                self.meters[rank].add(beat["step"], work_s)
+                self.meters[rank].add(beat["step"], work_s + beat["seconds"].get("data_wait", 0.0))
         return self.meters[rank].per_step()
 
     def _note_outcome(self, rank: int, outcome: dict[str, Any]) -> None:

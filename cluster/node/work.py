@@ -2,7 +2,8 @@
 
 In data-parallel training all ranks' steps take equally long on the clock, since the fast ones wait for the slow one in
 the all-reduce. Waiting takes no CPU, so what sets the slow one apart is this sum: a slower or throttled core, or a
-neighbour on its cores, raises it there. It does not see waiting for data or for an accelerator.
+neighbour on its cores, raises it there. What it waits for its data, the rank says itself, and is added; how long an
+accelerator computes is not seen.
 """
 
 from __future__ import annotations

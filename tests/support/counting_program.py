@@ -49,6 +49,7 @@ def main() -> int:  # noqa: PLR0915 - one page, read from top to bottom
     parser.add_argument("--odd_step", type=int, default=-1, help="the loss of this step is another one")
     parser.add_argument("--need_env", default=None, help="fail as badly configured unless this variable is set")
     parser.add_argument("--print_lines", type=int, default=0, help="print so many lines before the first step")
+    parser.add_argument("--slow_data_rank", type=int, default=-1, help="a rank whose steps are all waiting for data")
     parser.add_argument("--say_steps", action="store_true", help="print each step")
     given = parser.parse_args()
     if os.environ.get("MS_ROLE") == "MS_SCHED":
@@ -140,6 +141,9 @@ def main() -> int:  # noqa: PLR0915 - one page, read from top to bottom
             return end(given.code, "told to fail")
         if rank == 0 and step % given.commit_every == 0 and step < given.steps:
             commit()
+        seconds = {"training": time.time() - begun}
+        if rank == given.slow_data_rank:
+            seconds["data_wait"] = seconds["training"]
         beat = Heartbeat(
             **{
                 **beat.__dict__,
@@ -149,7 +153,7 @@ def main() -> int:  # noqa: PLR0915 - one page, read from top to bottom
                 "loss": loss,
                 "images_per_s": 1.0 / given.step_s,
                 "first_step_at": first_step_at,
-                "seconds": {"training": time.time() - begun},
+                "seconds": seconds,
                 "at": time.time(),
             }
         )
