@@ -91,11 +91,17 @@ class Watch:
         return key in self._seen and self.register.renewed(key) == self._seen[key][0]
 
     def _silent_s(self, key: Key) -> float:
-        """For how many seconds the newest renewal has been the same as far as we have seen."""
-        count, now = self.register.renewed(key), self._clock()
+        """For how many seconds the newest renewal has been the same as far as we have seen.
+
+        This process may be stopped while it asks, for longer than a lease: an unchanged count dates from the question,
+        a new one from the answer.
+        """
+        asked_at = self._clock()
+        count = self.register.renewed(key)
         if key not in self._seen or self._seen[key][0] != count:
-            self._seen[key] = (count, now)
-        return now - self._seen[key][1]
+            self._seen[key] = (count, self._clock())
+            return 0.0
+        return asked_at - self._seen[key][1]
 
     def revoke(self, job: str, attempt: int) -> None:
         """No node of that attempt gets more time, whatever it still says."""

@@ -166,7 +166,8 @@ def _again(job: Job, event: AttemptEnded, now: float, closing: tuple[Effect, ...
     if budget is not None and spent > budget:
         detail = f"{event.detail or event.cause.value}; the budget of {budget} for {event.cause.value} is spent"
         return _finish(job, State.FAILED, event.cause, detail, closing)
-    if event.cause is Cause.PREEMPTED:
+    # A program that says of itself that it was preempted, and commits nothing, is not to spin.
+    if event.cause is Cause.PREEMPTED and (event.progressed or job.stop_for is Cause.PREEMPTED):
         return replace(job, state=State.QUEUED, stop_for=None, detail=event.detail), (Effect.RELEASE,)
     blamed = event.cause in (Cause.CRASH, Cause.HANG)  # an outage says nothing about the program's progress
     stalled = 0 if event.progressed else job.stalled_in_row + blamed

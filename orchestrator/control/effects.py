@@ -11,13 +11,13 @@ import logging
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import asdict
 from typing import Protocol
 
 from cluster.gang import Gangs
 from cluster.launch import LaunchPlan
 from jobs import contract
-from jobs.budgets import Cause
 from jobs.errors import ClusterUnreachable, RetryableError
 from jobs.spec import JobSpec
 from jobs.states import Effect
@@ -26,6 +26,7 @@ from orchestrator.store import AttemptRow, JobRow, PendingEffect, Store
 
 _LOG = logging.getLogger("rexctl.effects")
 _SWEPT_AGAIN = 8  # attempts that ended with a lost node, whose leftovers the next one looks for
+_TRACKING_S = 5.0  # for MLflow to tell a launch its run
 _RETRY_S = (0.5, 1, 2, 5, 10, 30)
 
 
@@ -115,6 +116,9 @@ class Effects:
         """`code`: digest of our packages that every node is to run."""
         self.store, self.gangs, self.tracking, self.home, self.code = store, gangs, tracking, home, code
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="effect")
+        # What MLflow holds up is not to hold up launches and stops.
+        self._asking = ThreadPoolExecutor(4, thread_name_prefix="ask-mlflow")
+        self._closing = ThreadPoolExecutor(4, thread_name_prefix="close-tracking")
         self._running: dict[str, Future[None]] = {}  # by job
 
     def step(self) -> None:
@@ -125,11 +129,13 @@ class Effects:
         for effect in self.store.pending_effects():
             waits = 0.0 < effect.not_before - now <= _RETRY_S[-1]  # not where the clock was set back
             if effect.job_id not in looked_at and not waits:
-                self._running[effect.job_id] = self._pool.submit(self._run, effect)
+                pool = self._closing if effect.effect is Effect.CLOSE_TRACKING else self._pool
+                self._running[effect.job_id] = pool.submit(self._run, effect)
             looked_at.add(effect.job_id)
 
     def shutdown(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._asking, self._closing):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _run(self, effect: PendingEffect) -> None:
         try:
@@ -167,15 +173,18 @@ class Effects:
             return
         if row.job.stop_for is not None and attempt.plan is None:
             return  # stopped before anything was started; without a plan the attempt is known to be empty
-        run = row.mlflow_run
-        try:
-            run = self.tracking.ensure_run(row)
-            self.store.note(row.id, mlflow_run=run)
-        except RetryableError as error:
-            # Training never waits for tracking: committed points reach the run when MLflow is back (close).
-            self.store.log(row, "tracking_unavailable", {"seen": str(error)})
-        lost = [a.token for a in self.store.attempts(row.id) if a.cause == Cause.NODE_LOST.value]
-        plan = build_launch(
+        if attempt.plan is None:
+            plan = self._plan(row, attempt)
+            self.store.note_attempt(row.id, attempt.number, plan=asdict(plan))
+        else:  # asked for before we were killed: agents may run it, under the lease that stands in it
+            plan = LaunchPlan.from_json(json.dumps(attempt.plan))
+        self.gangs.launch(plan, tuple(node["id"] for node in attempt.nodes))
+
+    def _plan(self, row: JobRow, attempt: AttemptRow) -> LaunchPlan:
+        run = self._run_of(row)
+        unproven = {entry["attempt"] for entry in self.store.events(row.id) if entry["action"] == "node_lost"}
+        lost = [a.token for a in self.store.attempts(row.id) if a.number in unproven]
+        return build_launch(
             row,
             attempt,
             self.home,
@@ -184,8 +193,20 @@ class Effects:
             earlier_tokens=tuple(lost[-_SWEPT_AGAIN:]),
             code=self.code,
         )
-        self.store.note_attempt(row.id, attempt.number, plan=asdict(plan))
-        self.gangs.launch(plan, tuple(node["id"] for node in attempt.nodes))
+
+    def _run_of(self, row: JobRow) -> str | None:
+        """The job's MLflow run. Training never waits for tracking: without an answer in a few seconds it starts without
+        one, and committed points reach the run when MLflow is back (close)."""
+        asked = self._asking.submit(self.tracking.ensure_run, row)
+        try:
+            run = asked.result(timeout=_TRACKING_S)
+        except (FutureTimeout, RetryableError) as error:
+            asked.cancel()
+            seen = str(error) or f"MLflow at {self.tracking.uri} did not answer within {_TRACKING_S:g} s"
+            self.store.log(row, "tracking_unavailable", {"seen": seen})
+            return row.mlflow_run
+        self.store.note(row.id, mlflow_run=run)
+        return run
 
     def _keep_spare(self, row: JobRow, effect: PendingEffect) -> None:
         """The nodes are free: whoever gets them next is not to wait for Ray."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from cluster.gang import Gangs, NodeView
 from cluster.lease import Watch
+from cluster.node.ending import failed
 from cluster.outcome.stops import PEER_FAULT, START_TIMEOUT
 from cluster.outcome.verdict import each_rank, judge
 from jobs.budgets import Cause
@@ -147,8 +148,10 @@ class Following:
     def _end_together(self, row: JobRow, attempt: AttemptRow, views: list[NodeView]) -> None:
         """A node that is gone or has failed ends the gang everywhere (agents tell each other too, if they can)."""
         lost = {attempt.nodes[v.node_rank]["id"] for v in views if v.report is None} & self.teardown.silent
-        bad = [v for v in views if v.answer == "dead" or (v.report and _failed_end(v.report["ended"]))]
-        if bad or lost:
+        ends = [view.report["ended"] for view in views if view.report and view.report["ended"]]
+        if lost:
+            self.teardown.call_off(row.id, attempt.number)
+        if lost or any(view.answer == "dead" for view in views) or any(map(failed, ends)):
             self._force_stop(row, attempt, PEER_FAULT)
 
     def _force_stop(self, row: JobRow, attempt: AttemptRow, why: str) -> None:
@@ -180,7 +183,3 @@ class Following:
                 stop = StopRequested(cause=Cause.TIME_LIMIT, detail=detail)
                 now = self.clock()
                 self.store.apply(self.store.get(row.id), stop, now=now, action="time_limit", detail={"seen": detail})
-
-
-def _failed_end(record: dict[str, Any] | None) -> bool:
-    return record is not None and (record.get("fault") is not None or bool(record.get("message")))

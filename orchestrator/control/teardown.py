@@ -19,6 +19,7 @@ from cluster.launch import LaunchPlan
 from cluster.lease import Watch
 from cluster.node.ending import certify
 from cluster.node.released import left
+from cluster.preflight.facts import incarnation
 from jobs.errors import ClusterUnreachable
 from orchestrator.control.elapsed import Elapsed
 from orchestrator.control.provider import Provider
@@ -47,7 +48,9 @@ class Teardown:
         self.store, self.gangs, self.watch, self.provider = store, gangs, watch, provider
         self._elapsed, self._steady = elapsed, steady
         self._disobeyed: set[tuple[str, int]] = set()  # attempts whose agents do not end when they are told to
+        self._called_off: set[tuple[str, int]] = set()  # attempts that end before all their agents were placed
         self._port_since: dict[tuple[str, int, int], float] = {}  # since when a master port was seen to be taken
+        self._unfree: set[tuple[str, int, int]] = set()  # nodes whose newest word is that something is left there
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="certify")
         self._certifying: dict[tuple[str, int, int], Future[Record]] = {}
         self.silent: set[str] = set()  # ids of nodes whose lease ran out: nothing is placed there until they answer
@@ -76,12 +79,19 @@ class Teardown:
         they left is swept. (One that waits for a disk that is gone answers for ever.)"""
         self._disobeyed.add((job, attempt))
 
+    def call_off(self, job: str, attempt: int) -> None:
+        """It has lost a node: agents that Ray has not placed yet need not come."""
+        self._called_off.add((job, attempt))
+
     def forget(self, job: str, attempt: int, nodes: int) -> None:
         """The attempt has ended."""
-        self._disobeyed.discard((job, attempt))
+        for marked in (self._disobeyed, self._called_off):
+            marked.discard((job, attempt))
         self.watch.forget(job, attempt, nodes)
-        for node_rank in range(nodes):
-            self._port_since.pop((job, attempt, node_rank), None)
+        for key in ((job, attempt, node_rank) for node_rank in range(nodes)):
+            self._port_since.pop(key, None)
+            self._certifying.pop(key, None)
+            self._unfree.discard(key)
 
     def _of_node(self, row: JobRow, attempt: AttemptRow, view: NodeView) -> Record | None:
         if view.report is None:
@@ -91,11 +101,7 @@ class Teardown:
         record: Record | None = view.report["ended"]
         if record is None:
             return self._swept(row, attempt, view) if (row.id, attempt.number) in self._disobeyed else None
-        held = self._held((row.id, attempt.number, view.node_rank), record)
-        if not held:
-            return record
-        self._once(row, "teardown_incomplete", {"node": view.node_rank, **held})
-        return self._swept(row, attempt, view)
+        return record if self._is_free(row, view, record) else self._swept(row, attempt, view)
 
     def _of_the_silent(self, row: JobRow, attempt: AttemptRow, view: NodeView) -> Record | None:
         """The record of a node whose agent does not answer, or will never."""
@@ -110,6 +116,8 @@ class Teardown:
             record = self._swept(row, attempt, view)
             if record is not None:
                 return record
+        if key in self._unfree and self._alive(known.get(node["id"])):
+            return None  # it is there, and says that it is not free: no lease proves more than that
         never_came = attempt.ready_at is None and self.gangs.register.renewed(key) is None
         if view.answer == "pending" and never_came and self._alive(known.get(node["id"])):
             return None  # Ray is still placing it
@@ -152,9 +160,10 @@ class Teardown:
         return known is not None and bool(known["alive"])
 
     def _never_placed(self, row: JobRow, attempt: AttemptRow, view: NodeView) -> bool:
-        """Ray has not started the agent within the time to start, or it is to be stopped before it was."""
+        """Ray has not started the agent within the time to start, or the attempt ends before it has."""
         waited_s = self._elapsed.since(row.id, attempt.number, attempt.granted_at)
-        overdue = waited_s > row.spec.limits.start_timeout_s or row.job.stop_for is not None
+        called_off = row.job.stop_for is not None or (row.id, attempt.number) in self._called_off
+        overdue = called_off or waited_s > row.spec.limits.start_timeout_s
         return view.answer == "pending" and overdue and attempt.ready_at is None and waited_s > _PLACING_S
 
     def _swept(self, row: JobRow, attempt: AttemptRow, view: NodeView) -> Record | None:
@@ -172,12 +181,22 @@ class Teardown:
             record = self._in_background(row, view, certify, launch.to_json(), view.node_rank)  # Ray was restarted here
         else:
             return None
-        key = (row.id, attempt.number, view.node_rank)
-        if record is None or self._held(key, record):
+        if record is None or not self._is_free(row, view, record):
             return None
         if record.get("unattended") and (row.id, attempt.number) in self._disobeyed:
             return {**record, "message": f"the agent on {node['host']} did not end when it was told to and was killed"}
         return record
+
+    def _is_free(self, row: JobRow, view: NodeView, record: Record) -> bool:
+        """Does this certificate leave nothing on the node? What it leaves is told once."""
+        key = (row.id, row.job.attempt, view.node_rank)
+        held = self._held(key, record)
+        if held:
+            self._unfree.add(key)
+            self._once(row, "teardown_incomplete", {"node": view.node_rank, **held})
+        else:
+            self._unfree.discard(key)
+        return not held
 
     def _held(self, key: tuple[str, int, int], record: Record) -> dict[str, Any]:
         """What of the node is not released yet. A port alone holds nothing up for long: the sweep found no process of
@@ -204,6 +223,7 @@ class Teardown:
             return future.result()
         except ClusterUnreachable as error:
             _LOG.warning("action=certify job=%s attempt=%d: %s", row.id, row.job.attempt, error)
+            self._unfree.discard(key)  # whoever does not answer says nothing
             return None
 
     def _lost(self, row: JobRow, view: NodeView, node: Mapping[str, Any], why: str) -> Record:
@@ -220,8 +240,9 @@ class Teardown:
 
 
 def _is_here(node: Mapping[str, str]) -> bool:
-    """Is that node this very machine: its name, and an address that is ours? (Names alone are not unique.)"""
-    if node["host"] != socket.gethostname():
+    """Is that node this very machine: its name, an address that is ours (names alone are not unique), and our process
+    table (two containers may share a host's network)?"""
+    if node["host"] != socket.gethostname() or node.get("incarnation") != incarnation():
         return False
     with socket.socket() as probe:
         try:

@@ -46,6 +46,7 @@ class ScriptedGangs:
         self.survivors: list[int] = []
         self.also: dict[str, Any] = {}  # what else a sweep finds
         self.register = Register()
+        self.launches: list[LaunchPlan] = []
         self.spares: list[tuple[str, tuple[str, ...]]] = []
         self.spare_error: ClusterUnreachable | None = None
         self.during_poll: Callable[[], None] = lambda: None
@@ -62,6 +63,9 @@ class ScriptedGangs:
 
     def stop(self, job: str, attempt: int, nodes: int, why: str, grace_s: float) -> None:
         self.stopped.append((job, why, grace_s))
+
+    def launch(self, plan: LaunchPlan, node_ids: tuple[str, ...]) -> None:
+        self.launches.append(plan)
 
     def answers(self, node_id: str) -> bool:
         return self.answering
@@ -163,7 +167,7 @@ class World:
             job=job,
             attempt=attempt.number,
             token=attempt.token,
-            nodes=1,
+            nodes=row.spec.gang.nodes,
             workers_per_node=1,
             cpus_per_worker=1,
             npus_per_node=0,
@@ -206,8 +210,8 @@ def report(*, ended: dict[str, Any] | None = None, **beat: Any) -> NodeView:
     return NodeView(node_rank=0, answer="report", report=body)
 
 
-def silent(answer: str) -> NodeView:
-    return NodeView(node_rank=0, answer=answer)
+def silent(answer: str, node_rank: int = 0) -> NodeView:
+    return NodeView(node_rank=node_rank, answer=answer)
 
 
 def ended(code: int = 0, **more: Any) -> dict[str, Any]:

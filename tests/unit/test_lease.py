@@ -121,3 +121,25 @@ def test_node_that_never_renewed_is_lost_only_after_a_whole_lease_of_watching() 
 def test_renewals_come_often_enough_to_miss_several() -> None:
     assert Lease(Register(), KEY, LEASE_S).every_s == pytest.approx(LEASE_S / RENEWALS_PER_LEASE)
     assert RENEWALS_PER_LEASE >= 5
+
+
+def test_watch_that_was_stopped_while_it_asked_revokes_nobody() -> None:
+    """The answer was fresh when it was given; what was renewed while we were stopped, we have not seen."""
+    register, now = Register(), [0.0]
+    register.renew(KEY, 1)
+    watch = Watch(register, lambda: now[0])
+    assert not watch.is_over(KEY, LEASE_S)
+    now[0] += 1
+    answer = register.renewed
+
+    def stopped_after_the_answer(key: tuple[str, int, int]) -> int | None:
+        count = answer(key)
+        now[0] += 5 * LEASE_S
+        register.renew(KEY, 2)
+        return count
+
+    register.renewed = stopped_after_the_answer  # type: ignore[method-assign]
+    assert not watch.is_over(KEY, LEASE_S)
+    assert register.revoked == set()
+    register.renewed = answer  # type: ignore[method-assign]
+    assert not watch.is_over(KEY, LEASE_S), "it has moved"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,7 @@ from jobs.budgets import Cause
 from jobs.errors import ClusterUnreachable
 from jobs.states import Effect, State, StopRequested
 from orchestrator.store import JobRow
-from tests.support.scripted import World, ended, report, silent
+from tests.support.scripted import LEASE_S, World, ended, report, silent
 
 
 @pytest.fixture
@@ -63,6 +65,47 @@ def test_process_that_survives_its_attempt_holds_the_next_one_back(world: World)
     assert [e["action"] for e in world.store.events("j")].count("teardown_incomplete") == 1
     world.gangs.survivors = []
     world.tick_until(lambda: world.state() is State.BACKOFF)
+
+
+@pytest.mark.parametrize("left", [{"survivors": [4711]}, {"devices_busy": [0]}])
+def test_node_that_says_that_it_is_not_free_is_not_lost_by_its_lease(world: World, left: dict[str, Any]) -> None:
+    """Its agent was killed for the sweep, so nothing renews any more: that proves nothing about what the sweep saw."""
+    world.launched()
+    world.gangs.survivors, world.gangs.also = left.get("survivors", []), left
+    world.gangs.views["j"] = [report(ended=ended(1, **left))]
+    world.tick_until(lambda: len(world.gangs.certified) > 1)
+    world.gangs.views["j"] = [silent("dead")]
+    for _ in range(8):
+        world.clock.now += LEASE_S
+        world.loop.tick()
+        assert world.state() is State.LAUNCHING
+    world.gangs.survivors, world.gangs.also = [], {}
+    world.tick_until(lambda: world.state() is State.BACKOFF)
+    assert world.store.attempt("j", 1).cause == Cause.INFRASTRUCTURE.value
+
+
+def test_node_that_was_not_free_and_then_fell_silent_is_lost_by_its_lease(world: World) -> None:
+    world.launched()
+    world.gangs.survivors = [4711]
+    world.gangs.views["j"] = [report(ended=ended(1, survivors=[4711]))]
+    world.tick_until(lambda: len(world.gangs.certified) > 1)
+    world.gangs.views["j"] = [silent("dead")]
+    world.gangs.seen_nodes = [Node(id="n2", host="h2", address="10.0.0.2", cpus=2.0, npus=0.0, alive=True)]
+    for _ in range(3):
+        world.loop.tick()
+        world.clock.now += LEASE_S
+    world.tick_until(lambda: world.store.attempt("j", 1).cause == Cause.NODE_LOST.value)
+
+
+def test_node_that_lost_its_agent_for_the_lease_ends_the_gang_although_it_names_no_fault(world: World) -> None:
+    """The word that it meant for the other nodes was lost with its cable."""
+    h1, h2 = (Node(id=f"n{i}", host=f"h{i}", address=f"10.0.0.{i}", cpus=2.0, npus=0.0, alive=True) for i in (1, 2))
+    world.gangs.seen_nodes = [h1, h2]
+    world.launched(gang={"nodes": 2, "workers_per_node": 1})
+    quiet = report(ended=ended(stop_why="lease_over", outcomes=[]))
+    world.gangs.views["j"] = [replace(report(step=5, phase="training"), node_rank=1), quiet]
+    world.loop.tick()
+    assert world.gangs.stopped == [("j", "peer_fault", 0.0)]
 
 
 def test_job_cancelled_before_its_launch_ends_without_one(world: World) -> None:

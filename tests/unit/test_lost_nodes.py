@@ -186,3 +186,18 @@ def test_former_life_that_ray_still_lists_is_no_rebirth_of_the_host_that_has_the
         world.loop.tick()
         world.clock.now += LEASE_S / 5
     assert world.state() is State.LAUNCHING, "its lease decides"
+
+
+def test_gang_that_lost_a_node_before_it_was_placed_waits_for_no_agent_that_ray_cannot_place(world: World) -> None:
+    """Ray listed it when the gang was granted; without it there is no placement group, so no agent ever comes."""
+    h1, h2 = (Node(id=f"n{i}", host=f"h{i}", address=f"10.0.0.{i}", cpus=2.0, npus=0.0, alive=True) for i in (1, 2))
+    world.gangs.seen_nodes = [h1, h2]
+    world.launched(gang={"nodes": 2, "workers_per_node": 1})
+    world.gangs.views["j"] = [silent("pending", 0), silent("pending", 1)]
+    world.loop.tick()
+    world.gangs.seen_nodes = [h1]
+    began = world.clock()
+    while world.store.attempt("j", 1).ended_at is None and world.clock() - began < 2 * LEASE_S:
+        world.clock.now += 1
+        world.loop.tick()
+    assert world.store.attempt("j", 1).cause == Cause.NODE_LOST.value

@@ -94,6 +94,18 @@ def test_outages_in_a_row_spend_their_own_budget_and_no_other() -> None:
         job = after(job, BackoffElapsed())
 
 
+def test_program_that_drains_unasked_and_commits_nothing_backs_off_and_is_no_failure() -> None:
+    job, waits = job_factory(retry=Retry(no_progress=1, crash=0, backoff_s=2)), []
+    for attempt in range(1, 6):
+        job = after(job, GangGranted(), ended(Cause.PREEMPTED, attempt=attempt, progressed=False))
+        assert job.state is State.BACKOFF and job.not_before is not None
+        waits.append(job.not_before - NOW)
+        job = after(job, BackoffElapsed())
+    assert waits == [2, 4, 8, 16, 32]
+    job = after(job, GangGranted(), ended(Cause.PREEMPTED, attempt=6, progressed=True))
+    assert job.state is State.QUEUED, "somebody ended it from outside, and it saved what it had"
+
+
 @pytest.mark.parametrize("cause", [Cause.CONFIG, Cause.NO_REQUEUE])
 def test_final_causes_are_never_retried(cause: Cause) -> None:
     assert after(running(), ended(cause)).state is State.FAILED
