@@ -18,11 +18,10 @@ from typing import Any
 
 from cluster.storage import open_store
 from cluster.storage.base import CommitProtocol, ConditionUnsupported, ObjectStore
+from cluster.storage.check import Check
 from cluster.storage.directory import DirectoryStore
 from cluster.storage.scratch import DOCTOR, NUM_TRIES, Room, sweep_rooms
 from jobs.errors import AlreadyExistsError, RexError, StoreUnavailable
-
-__all__ = ["Check", "Diagnosis", "Room", "diagnose", "examine"]
 
 _NUM_WRITERS = 8
 _NUM_RACES = 4
@@ -33,16 +32,6 @@ READ_AFTER_WRITE = "read after write"
 LIST_AFTER_WRITE = "list after write and delete"
 CREATE_ONLY = "create-only put"
 CREATE_ONLY_RACE = f"create-only put, {_NUM_WRITERS} writers at once"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """One question to the store. `holds` is None where there is nothing to hold, but a figure."""
-
-    name: str
-    holds: bool | None
-    seen: str
-    meaning: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

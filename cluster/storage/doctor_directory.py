@@ -6,8 +6,9 @@ import os
 import shutil
 import time
 
+from cluster.storage.check import Check
 from cluster.storage.directory import DirectoryStore
-from cluster.storage.doctor import Check, Room
+from cluster.storage.scratch import Room
 
 _LOW_BYTES = 1 << 30
 

@@ -16,10 +16,11 @@ from typing import Any
 
 import botocore.exceptions as aws
 
-from cluster.storage.doctor import Check, Room
+from cluster.storage.check import Check
 from cluster.storage.s3 import S3Store, make_client
 from cluster.storage.s3_errors import error_code
 from cluster.storage.s3_signing import PAYLOAD
+from cluster.storage.scratch import Room
 
 _SKEW_LIMIT_S = 300.0  # S3 refuses requests from 15 minutes on
 _ONE, _TWO = b"one", b"two"

@@ -15,7 +15,7 @@ def command(home: HomeOption = None, json: JsonOption = False) -> None:
     """Train ReXNet on the digits, have it preempted half-way by a more urgent job, and see it resume and finish."""
     import jobs
     from orchestrator.cli.follow import follow
-    from orchestrator.cli.run import submit_file, submit_spec
+    from orchestrator.cli.submit import submit_file, submit_spec
     from orchestrator.cli.summary import summary
     from orchestrator.submit import read_spec
     from orchestrator.view import job_view

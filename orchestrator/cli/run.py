@@ -11,31 +11,10 @@ import typer
 from jobs.errors import UserError
 from jobs.states import State
 from orchestrator.cli.common import HomeOption, JsonOption, open_stack, print_json, say
-from orchestrator.cli.submit import DryRunOption, dry_run
+from orchestrator.cli.submit import DryRunOption, dry_run, submit_file
 
 if TYPE_CHECKING:
-    from jobs.spec import JobSpec
-    from orchestrator.stack import Stack
-    from orchestrator.store import JobRow, Store
-
-
-def submit_file(stack: Stack, jobfile: Path) -> tuple[Store, JobRow]:
-    """Check the job file, bring up what is missing, queue the job."""
-    from orchestrator.submit import read_spec
-
-    return submit_spec(stack, read_spec(jobfile, stack.home))
-
-
-def submit_spec(stack: Stack, spec: JobSpec) -> tuple[Store, JobRow]:
-    """Bring up what is missing, queue the job."""
-    from orchestrator.store import Store
-    from orchestrator.submit import resolve_init_from, submit
-
-    if spec.init_from is not None:
-        before = Store(stack.home.database_url)
-        resolve_init_from(spec, before if before.exists else None)
-    store = stack.up(say)
-    return store, submit(spec, store, stack.home)
+    pass
 
 
 def command(

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli.common import HomeOption, JsonOption, open_stack, print_json, say
+
+if TYPE_CHECKING:
+    from jobs.spec import JobSpec
+    from orchestrator.stack import Stack
+    from orchestrator.store import JobRow, Store
 
 SpecArgument = Annotated[Path, typer.Argument(help="Job file (YAML).", metavar="JOBFILE", show_default=False)]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check and print the msrun command; start nothing.")]
@@ -44,14 +49,31 @@ def dry_run(jobfile: Path, home: str | None) -> None:
         print(replace(command, argv=tuple(shown)))
 
 
+def submit_file(stack: Stack, jobfile: Path) -> tuple[Store, JobRow]:
+    """Check the job file, bring up what is missing, queue the job."""
+    from orchestrator.submit import read_spec
+
+    return submit_spec(stack, read_spec(jobfile, stack.home))
+
+
+def submit_spec(stack: Stack, spec: JobSpec) -> tuple[Store, JobRow]:
+    """Bring up what is missing, queue the job."""
+    from orchestrator.store import Store
+    from orchestrator.submit import resolve_init_from, submit
+
+    if spec.init_from is not None:
+        before = Store(stack.home.database_url)
+        resolve_init_from(spec, before if before.exists else None)
+    store = stack.up(say)
+    return store, submit(spec, store, stack.home)
+
+
 def command(
     jobfile: SpecArgument, home: HomeOption = None, json: JsonOption = False, dry: DryRunOption = False
 ) -> None:
     """Queue a job and return; the control plane does the rest."""
     if dry:
         return dry_run(jobfile, home)
-    from orchestrator.cli.run import submit_file
-
     stack = open_stack(home)
     _, row = submit_file(stack, jobfile)
     if json:
