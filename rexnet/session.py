@@ -262,7 +262,11 @@ class Session:
         self._finish("KILLED", commit_s=max(1.0, left_s), timeout_s=2.0)
 
     def complete(self) -> None:
-        """Commit the last state for certain, and meet the other ranks; the caller exits DONE."""
+        """Commit the last state for certain, and meet the other ranks; the caller exits DONE.
+
+        No step is made meanwhile, and a slow store may take minutes: who watches for hangs has to know.
+        """
+        self.pulse.enter(Phase.DRAINING)
         self._finish("FINISHED", commit_s=LAST_COMMIT_S, timeout_s=5.0)
         self.pulse.enter(Phase.DONE)
 

@@ -15,6 +15,7 @@ import errno
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,23 +160,45 @@ class LogKeeper:
 
     def __init__(self, paths: Iterable[Path], limit_bytes: int) -> None:
         self._logs = [_Kept(path, limit_bytes) for path in paths]
-        self._looked_at, self._told_full = 0.0, False
+        self._looked_at = 0.0
+        self._told: set[str] = set()
 
     def tend(self) -> Iterator[str]:
-        """Look at each log; yields what is worth telling, once each."""
+        """Look at each log; yields what is worth telling, once each.
+
+        A log that cannot be looked at (its folder is removed, its disk gives no answer) is told of and left alone: it
+        may outgrow its bound, and what its writer does is not touched by that.
+        """
         for log in self._logs:
-            yield from log.tend()
-        if not self._told_full and time.monotonic() - self._looked_at > _LOOK_S:
+            try:
+                yield from log.tend()
+            except OSError as error:
+                yield from self._once(f"{log.path.name} cannot be kept to its bound: {error}")
+        if time.monotonic() - self._looked_at > _LOOK_S:
             self._looked_at = time.monotonic()
-            parent = self._logs[0].path.parent
-            if os.statvfs(parent).f_bavail == 0:
-                self._told_full = True
-                yield f"the disk of {parent} is full: the ranks' output goes on in the room that was kept for it"
+            yield from self._look_at_disk(self._logs[0].path.parent)
+
+    def _look_at_disk(self, parent: Path) -> Iterator[str]:
+        try:
+            is_full = os.statvfs(parent).f_bavail == 0
+        except OSError as error:
+            yield from self._once(f"whether there is room for logs is not known: {error}")
+            return
+        if is_full:
+            yield from self._once(
+                f"the disk of {parent} is full: the ranks' output goes on in the room that was kept for it"
+            )
+
+    def _once(self, told: str) -> Iterator[str]:
+        if told not in self._told:
+            self._told.add(told)
+            yield told
 
     def close(self) -> None:
         """Their writers have ended: give back what was kept free for them."""
         for log in self._logs:
-            log.close()
+            with suppress(OSError):  # then `give_back` does, before the logs are shipped
+                log.close()
 
 
 def give_back(directory: Path) -> None:

@@ -24,11 +24,12 @@ from cluster.launch import LaunchPlan
 from cluster.lease import Lease, boottime
 from cluster.logs.shipping import start_shipping
 from cluster.node import binding
-from cluster.node.ending import ENV_SUPERVISES, blank_record, failed, outcomes_on_disk, sweep, write_ended
+from cluster.node.ending import ENV_SUPERVISES, blank_record, complete, failed, sweep, write_ended
 from cluster.node.endpoint import HeldPort, choose, hold_port, interfaces
 from cluster.node.link import read_lines
+from cluster.node.overdue import end_overdue
 from cluster.node.processes import rank_as
-from cluster.node.released import released, start_facts, write_start
+from cluster.node.released import start_facts, write_start
 from cluster.outcome.stops import LEASE_OVER, PEER_FAULT, PEER_HANGS, REVOKED
 from cluster.preflight.readiness import why_not_ready, with_code
 from cluster.register import HeadRegister
@@ -65,7 +66,7 @@ class Agent:
         self._stop: tuple[str, float] | None = None
         self._started: dict[str, Any] = {}
         self._lease_until: float | None = None  # by boottime; None before the first renewal
-        for work in (self._work, self._keep_lease):
+        for work in (self._work, self._keep_lease, self._end_overdue):
             threading.Thread(target=work, name=work.__name__, daemon=True).start()
 
     # -- called from outside
@@ -106,6 +107,8 @@ class Agent:
             link = self._start_supervisor()
             if link is not None:
                 self._listen(link)
+            else:
+                self._end({"stop_why": self._stop[0] if self._stop else LEASE_OVER})
         except PrepareFailed as failure:
             self._end({"fault": {"rank": None, "code": failure.code}, "message": str(failure)})
         except Exception as error:  # the thread must not die silently: whatever it was ends the attempt, by name
@@ -117,7 +120,7 @@ class Agent:
 
     def _may_go_on(self) -> bool:
         """Nobody has asked for the end, and the lease (if there is one yet) has not run out."""
-        return self._stop is None and (self._lease_until is None or boottime() < self._lease_until)
+        return self._stop is None and not self._is_overdue()
 
     def _sweep_earlier(self) -> None:
         """What an attempt left here whose end nobody could certify (its host was cut off) goes first."""
@@ -153,8 +156,8 @@ class Agent:
             done = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/", env=env)
             while done.poll() is None:
                 if not self._may_go_on():
-                    done.kill()
-                    done.wait()
+                    if not sweep(self._plan.token):  # it, and whatever it has started
+                        done.wait()
                     return
                 time.sleep(0.1)
         if done.returncode != 0:
@@ -191,10 +194,6 @@ class Agent:
             time.sleep(0.02)  # the first renewal: no process of an attempt without a lease
         with self._lock:
             if not self._may_go_on() or self._master is None or self._lease_until is None:
-                why = self._stop[0] if self._stop else LEASE_OVER
-                self._phase, self._ended = "ended", blank_record(self._rank, why)
-                write_ended(self._directory, self._ended)
-                self._release_calls()
                 return None
             start = {
                 "plan": self._plan.to_json(),
@@ -224,12 +223,16 @@ class Agent:
     def _listen(self, link: socket.socket) -> None:
         """Hand on what the supervisor says until it says how it ended, is gone, or has been silent for too long."""
         how, silent_s = "was killed", max(_SILENT_LEAST_S, self._plan.lease_s / _SILENT_SHARE)
+        code: int | None = None
         for line in read_lines(link, silent_s=silent_s):
             if line is None:
                 how = f"said nothing for {silent_s:.0f} s and was killed"
                 break
             message = json.loads(line)
             kind = message.pop("kind")
+            if kind == "failed":
+                how, code = f"failed on {message['message']}", int(Exit.INFRASTRUCTURE)
+                break
             if kind == "fault":
                 why = PEER_HANGS if "hang" in message else PEER_FAULT
                 threading.Thread(target=self._tell_peers, args=(why,), name="tell-peers", daemon=True).start()
@@ -243,7 +246,7 @@ class Agent:
                 elif kind == "ended":
                     self._phase, self._ended = "ended", message["record"]
                     return
-        self._end({"fault": {"rank": None, "code": None}, "message": f"the supervisor {how}"})
+        self._end({"fault": {"rank": None, "code": code}, "message": f"the supervisor {how}"})
 
     # -- the lease
 
@@ -266,20 +269,26 @@ class Agent:
 
     def _may_go_on_renewing(self) -> bool:
         """A lease that has run out stays so: the control plane may have given the node's work to another one."""
-        return self._lease_until is None or boottime() < self._lease_until
+        return not self._is_overdue()
+
+    def _is_overdue(self) -> bool:
+        return self._lease_until is not None and boottime() >= self._lease_until
+
+    def _end_overdue(self) -> None:
+        """The supervisor ends its tree when the lease is over, unless it is stopped, or waits for a dead disk."""
+        end_overdue(lambda: self._lease_until, lambda: self._ended is not None, lambda: sweep(self._plan.token))
 
     # -- ends
 
     def _end(self, said: dict[str, Any]) -> None:
         """End without (or after the death of) a supervisor: sweep, and leave the record it would have left."""
-        record = {**blank_record(self._rank, self._stop[0] if self._stop else None), **said}
+        overdue = LEASE_OVER if self._is_overdue() else None
+        record = {**blank_record(self._rank, self._stop[0] if self._stop else overdue), **said}
         record |= {"survivors": sweep(self._plan.token), "at": time.time()}
         self._release_port()
         self._release_calls()
-        record |= released(self._directory, self._rank)
-        record["outcomes"] = list(outcomes_on_disk(self._directory).values())
-        if self._directory.is_dir():
-            write_ended(self._directory, record)
+        record = complete(self._directory, self._rank, record)
+        write_ended(self._directory, record)
         with self._lock:
             self._phase, self._ended = "ended", record
         self._ended_alone = True

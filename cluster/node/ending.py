@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,13 @@ from jobs.contract import ENV_TOKEN, Exit
 
 ENV_SUPERVISES = "REX_SUPERVISES"  # in the supervisor's own environment: the token of the attempt it owns
 ENDED_FILE = "ended.json"
+CERTIFIED_FILE = "certified"
+_OF_OUTCOME = {
+    "rank",
+    "code",
+    "signal",
+    "at",
+}  # what everybody takes for granted in one; a program can write there, too
 _SUPERVISOR_END_S = 10.0  # a supervisor that lost its agent ends its tree in well under a second
 
 
@@ -58,7 +66,7 @@ def say(line: str) -> None:
 def outcomes_on_disk(directory: Path) -> dict[int, dict[str, Any]]:
     """Each rank's outcome, as its shim left it before it sent it."""
     found = map(read_record, (directory / "reports").glob("outcome_*.json"))
-    return {int(outcome["rank"]): outcome for outcome in found if outcome is not None}
+    return {int(outcome["rank"]): outcome for outcome in found if outcome is not None and outcome.keys() >= _OF_OUTCOME}
 
 
 def failed(record: dict[str, Any]) -> bool:
@@ -72,10 +80,47 @@ def sweep(token: str) -> list[int]:
     return end_by_environment(ENV_SUPERVISES, token) + end_by_environment(ENV_TOKEN, token)
 
 
+def complete(directory: Path, node_rank: int, said: dict[str, Any]) -> dict[str, Any]:
+    """`said`, which nobody has added to, with what the attempt's folder and this node tell besides.
+
+    What cannot be had (the folder's disk gives no answer) is named in the message and keeps no attempt from ending:
+    that nobody lives, a sweep has found.
+    """
+    record = dict(said)
+    for look in (
+        lambda: {"outcomes": list(outcomes_on_disk(directory).values())},
+        lambda: released(directory, node_rank),
+    ):
+        try:
+            record |= look()
+        except Exception as error:
+            unknown = f"{socket.gethostname()} cannot tell all: {type(error).__name__}: {error}"
+            record["message"] = "; ".join(filter(None, [record.get("message"), unknown]))
+    return record
+
+
+def _mark_certified(directory: Path) -> None:
+    """From now on no supervisor starts msrun here: one that lives is found by the sweep, a later one finds this mark.
+
+    (Its agent may have been stopped, and its death be on the way only.)
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / CERTIFIED_FILE).touch()
+    except OSError as error:  # a full disk: then its death and its lease have to do
+        say(f"{directory}: cannot be marked as certified: {error}")
+
+
+def certified_before(directory: Path) -> bool:
+    """Was this node's part of the attempt certified as ended already?"""
+    return (directory / CERTIFIED_FILE).exists()
+
+
 def certify(plan_json: str, node_rank: int) -> dict[str, Any]:
     """Teardown certificate of a node whose agent died: wait for its supervisor's end, sweep, read its record."""
     plan = LaunchPlan.from_json(plan_json)
     directory = Path(plan.directory(node_rank))
+    _mark_certified(directory)
     deadline = time.monotonic() + _SUPERVISOR_END_S
     while find_by_environment(ENV_SUPERVISES, plan.token) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -88,11 +133,11 @@ def certify(plan_json: str, node_rank: int) -> dict[str, Any]:
     record = read_record(directory / ENDED_FILE)
     if record is not None:
         return {**record, "survivors": survivors, **released(directory, node_rank)}
-    return {
+    said = {
         **blank_record(node_rank, None),
         "fault": {"rank": None, "code": None},
         "message": "the agent died",
         "unattended": True,  # nobody saw when
         "survivors": survivors,
-        **released(directory, node_rank),
     }
+    return complete(directory, node_rank, said)

@@ -1,7 +1,7 @@
 """When a rank hangs: it makes no step for much longer than its own steps ever took. Pure: times are handed in.
 
 While a rank trains only a new step counts: a checkpoint thread may go on telling the news of a loop that stands still.
-In other phases (compiling, validating) any heartbeat counts, and the patience is a fixed one.
+In other phases (compiling, validating, draining) any heartbeat counts, and the patience is a fixed one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ LEAST_S = 60.0  # patience with a training rank, however short its steps are
 TIMES_LONGEST = 10.0  # and how many times the longest of its last steps
 QUIET_PHASE_S = 1800.0  # MindSpore compiles ReXNet for 8 minutes on Ascend (MindCV's figure); larger models for longer
 _LAST_STEPS = 200
-_UNWATCHED = {Phase.DRAINING.value, Phase.DONE.value}  # held to a grace of their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +80,7 @@ class HangWatch:
         found = []
         for rank, known in self._ranks.items():
             patience_s, silent_s = self.patience_s(rank), now - known.since
-            if known.phase not in _UNWATCHED and silent_s > patience_s:
+            if silent_s > patience_s:
                 found.append(
                     Hang(rank=rank, phase=known.phase, step=known.step, silent_s=silent_s, patience_s=patience_s)
                 )

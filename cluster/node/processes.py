@@ -19,6 +19,13 @@ def die_with_parent() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
 
 
+def start_afresh() -> None:
+    """In a child before its exec: it dies with its parent, and has the signals that the parent ignores for itself."""
+    die_with_parent()
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def rank_as(pid: int) -> list[str]:
     """Give this process, and those it will start, the niceness of another one and its place among those that the kernel
     kills for memory; returns what was not allowed.

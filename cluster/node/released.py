@@ -29,15 +29,16 @@ def start_facts(address: str, port: int, interface: str, *, npus: int) -> dict[s
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """What one of an attempt's files says; None if it is not there, or damaged (a power cut can leave it empty).
+    """What one of an attempt's files says; None if it is not there, damaged (a power cut can leave it empty), or on a
+    disk that does not answer.
 
-    A damaged file must not keep an attempt from ending: without it less is known, and a sweep still finds who lives.
+    None of that must keep an attempt from ending: without it less is known, and a sweep still finds who lives.
     """
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
         return None
-    return found
+    return found if isinstance(found, dict) else None
 
 
 def write_start(directory: Path, start: Mapping[str, Any]) -> None:

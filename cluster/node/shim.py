@@ -14,18 +14,21 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 # msrun runs this file by its path, which puts our folder, not the packages' parent, on the module path.
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from cluster.node.processes import die_with_parent  # noqa: E402
+from cluster.node.processes import die_with_parent, start_afresh  # noqa: E402
 from cluster.outcome.last_words import OomCount, last_words, own_output  # noqa: E402
 from jobs.contract import ENV_REPORT_DIR, Exit, HeartbeatSender, Outcome, Report, checked_heartbeat  # noqa: E402
 
-_HELLO_TRIES = 200
+_TRIES = 200  # over ten seconds
 
 
 def command(arguments: list[str]) -> list[str]:
@@ -37,13 +40,14 @@ def command(arguments: list[str]) -> list[str]:
 def outcome_of(rank: int, child: subprocess.Popen[bytes], directory: Path | None, before: OomCount) -> Outcome:
     """What is known of the ended child: its status from the kernel, its own words from its report or its output."""
     status = child.returncode
-    report, reason, beat, tail, oom = None, "", None, "", None
-    path = directory / f"rank_{rank}.json" if directory else None
-    if path is not None and path.exists():
+    reason, beat, tail, oom = "", None, "", None
+    if directory is not None:
         try:
-            report = Report.from_json(path.read_text())
+            report = Report.from_json((directory / f"rank_{rank}.json").read_text())
             reason, beat = str(report.reason), checked_heartbeat(report.heartbeat)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except FileNotFoundError:
+            pass  # not every program leaves one
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             reason = f"its report cannot be read: {error!r}"  # the program wrote it; how it ended counts all the same
     if status not in (Exit.DONE, Exit.DRAINED):
         telling, tail = last_words(own_output())
@@ -61,13 +65,8 @@ def outcome_of(rank: int, child: subprocess.Popen[bytes], directory: Path | None
     )
 
 
-def main() -> int:
-    """Run the program; returns what msrun is to see."""
-    is_scheduler = os.environ.get("MS_ROLE") == "MS_SCHED"
-    rank = -1 if is_scheduler else int(os.environ.get("RANK_ID", "0"))
-    directory = Path(os.environ[ENV_REPORT_DIR]) if os.environ.get(ENV_REPORT_DIR) else None
-    sender = HeartbeatSender()
-    die_with_parent()
+def run(rank: int, directory: Path | None, sender: HeartbeatSender) -> Outcome:
+    """Run the program to its end, and pass SIGTERM on to it. OSError if it cannot be started."""
     child: subprocess.Popen[bytes] | None = None
     asked = False
 
@@ -81,24 +80,60 @@ def main() -> int:
     signal.signal(signal.SIGTERM, forward)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     before = OomCount.now()
-    child = subprocess.Popen(command(sys.argv[1:]), preexec_fn=die_with_parent)  # noqa: PLW1509 - one thread
+    child = subprocess.Popen(command(sys.argv[1:]), preexec_fn=start_afresh)  # noqa: PLW1509 - one thread
     if asked:
         child.send_signal(signal.SIGTERM)
-    for _ in range(_HELLO_TRIES):  # the socket takes ten datagrams; without this one we would not be told to drain
-        if not sender.wanted or sender.send("hello", {"rank": rank, "pid": os.getpid(), "child": child.pid}):
-            break
-        time.sleep(0.05)
+    hello = {"rank": rank, "pid": os.getpid(), "child": child.pid}
+    insist(sender, "hello", hello)  # without it we would not be told to drain
     child.wait()
-    outcome = outcome_of(rank, child, directory, before)
-    if directory is not None:
-        target = directory / f"outcome_{rank}.json"
+    return outcome_of(rank, child, directory, before)
+
+
+def insist(sender: HeartbeatSender, kind: str, record: Outcome | dict[str, Any]) -> None:
+    """Send what counts. The socket takes ten datagrams, and its reader may be slow."""
+    for _ in range(_TRIES):
+        if not sender.wanted or sender.send(kind, record):
+            return
+        time.sleep(0.05)
+
+
+def leave_outcome(outcome: Outcome, directory: Path | None, sender: HeartbeatSender) -> None:
+    """Write how it ended, then say it. One of both arrives: the supervisor looks at the disk, too."""
+    target = directory / f"outcome_{outcome.rank}.json" if directory else None
+    if target is not None:
         temporary = target.with_suffix(".tmp")
         try:
             temporary.write_text(outcome.to_json())
             os.replace(temporary, target)
         except OSError as error:  # the disk is full: it is sent all the same
-            outcome = replace(outcome, reason=f"{outcome.reason} (and its record could not be written: {error})")
+            told = replace(outcome, reason=f"{outcome.reason} (and its record could not be written: {error})")
+            return insist(sender, "outcome", told)
     sender.send("outcome", outcome)
+    return None
+
+
+def main() -> int:
+    """Run the program; returns what msrun is to see."""
+    is_scheduler = os.environ.get("MS_ROLE") == "MS_SCHED"
+    rank = -1 if is_scheduler else int(os.environ.get("RANK_ID", "0"))
+    directory = Path(os.environ[ENV_REPORT_DIR]) if os.environ.get(ENV_REPORT_DIR) else None
+    sender = HeartbeatSender()
+    try:
+        die_with_parent()
+        outcome = run(rank, directory, sender)
+    except Exception as error:  # whatever it was is to be told: without an outcome nobody knows that a rank is missing
+        with suppress(OSError):  # of a full disk
+            traceback.print_exc()
+        outcome = Outcome(
+            rank=rank,
+            pid=os.getpid(),
+            # No memory for another process, or no more of them: that is the node's lack, not the program's.
+            code=int(Exit.INFRASTRUCTURE) if isinstance(error, OSError) else 1,
+            signal=None,
+            reason=f"its program could not be run: {type(error).__name__}: {error}",
+            at=time.time(),
+        )
+    leave_outcome(outcome, directory, sender)
     if outcome.signal is not None:
         return 128 + outcome.signal
     return int(Exit.DONE) if outcome.code == Exit.DRAINED else int(outcome.code or 0)

@@ -20,7 +20,11 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +34,32 @@ from cluster.logs.files import NODE_LOGS, SCHEDULER_LOG, LogKeeper, log_path, wo
 from cluster.logs.shipping import start_shipping
 from cluster.node import binding, stacks
 from cluster.node.cpus import CpuClaim
-from cluster.node.ending import blank_record, failed, outcomes_on_disk, say, write_ended
+from cluster.node.ending import (
+    ENV_SUPERVISES,
+    blank_record,
+    certified_before,
+    failed,
+    outcomes_on_disk,
+    say,
+    write_ended,
+)
 from cluster.node.endpoint import HCCL_PORTS, free_ports
 from cluster.node.hang import HangWatch
 from cluster.node.inbox import Inbox
 from cluster.node.link import Link
 from cluster.node.msrun import MsrunCommand, build_msrun
 from cluster.node.peers import Peers
-from cluster.node.processes import die_with_parent, end_by_environment
+from cluster.node.processes import end_by_environment, start_afresh
 from cluster.node.released import START_FILE, released
+from cluster.node.shims import Shims
 from cluster.node.work import WorkMeter, work_seconds
 from cluster.outcome.last_words import OomCount
 from cluster.outcome.stops import AGENT_GONE, LEASE_OVER, PEER_FAULT, PEER_HANGS
-from jobs.contract import ENV_TOKEN, Exit, Phase, checked_heartbeat
+from jobs.contract import ENV_TOKEN, Exit, Outcome, Phase, checked_heartbeat
 
 _TICK_S = 0.1
 _METER_S = 1.0  # how often a rank's work is looked at
+_SHIMS_S = 1.0  # how often it is looked at who has ended without being heard
 _ALIVE_S = 1.0  # how often the agent hears from a supervisor that has nothing to say
 _LEAST_DUMP_S = 1.0
 _SCHEDULER_GRACE_S = 15.0  # from the last worker's good end to that of msrun's scheduler process
@@ -90,7 +104,9 @@ class Supervisor:
         self.cpus = CpuClaim(plan.workers_per_node * plan.cpus_per_worker)
         self.socket_name = f"rex-{plan.token}-{node_rank}"
         self.inbox = Inbox(self.socket_name)
-        self.shims: dict[int, int] = {}  # rank -> process id of its shim
+        self.shims = Shims()
+        self.looked_at_shims = 0.0
+        self.mute: dict[int, int] = {}  # ranks that had ended without a word when that was looked at, and their shims
         self.outcomes: dict[int, dict[str, Any]] = {}
         self.stop_why: str | None = None
         self.stop_deadline: float | None = None
@@ -119,7 +135,10 @@ class Supervisor:
         )
 
     def start(self) -> None:
-        """Start msrun."""
+        """Start msrun. RuntimeError if this node may not have the attempt any more."""
+        if boottime() > self.lease_until or certified_before(self.directory):
+            # Whoever was stopped and goes on now; a sweep finds us, but not an agent that had not started us yet.
+            raise RuntimeError("this attempt's time here was over before msrun was started")
         for name in ("logs", "reports", "cwd"):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
         command = self.command()
@@ -135,7 +154,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=die_with_parent,  # noqa: PLW1509 - this process has one thread
+                preexec_fn=start_afresh,  # noqa: PLW1509 - this process has one thread
             )
         self.link.send({"kind": "started", "cpus": list(self.cpus.cpus), "pid": os.getpid(), "at": time.time()})
 
@@ -161,10 +180,36 @@ class Supervisor:
                     key.data()
                 self._listen_to_peers()
                 self._look_for_hangs()
+                if boottime() - self.looked_at_shims > _SHIMS_S:
+                    self.looked_at_shims = boottime()
+                    self._look_for_the_unheard()
                 self._say_alive()
                 for told in self.logs.tend():
                     say(told)
                 self.link.flush()
+
+    def _look_for_the_unheard(self) -> None:
+        """Ranks that have ended, and whose word was lost: a full socket drops it, and a killed shim has none."""
+        alive, gone = self.shims.alive(), self.shims.gone()  # first: what these had to say has arrived by now
+        self._read_inbox()
+        try:
+            on_disk = outcomes_on_disk(self.directory)
+        except OSError:
+            return  # not known, and no reason to end a rank that may have ended well: the next look may tell
+        for rank, outcome in on_disk.items():
+            self._note_outcome(rank, outcome)
+        mute = {rank: pid for rank, pid in gone.items() if rank not in self.outcomes}
+        # All of them at once is how it looks when msrun ends: that is seen in a moment, and is the better word.
+        if alive or mute == self.mute:
+            for rank, pid in mute.items():
+                self._note_outcome(rank, asdict(self._killed(rank, pid)))
+        self.mute = mute
+
+    def _killed(self, rank: int, pid: int) -> Outcome:
+        oom, reason = OomCount.now().since(self.oom_before), "its shim was killed"
+        return Outcome(
+            rank=rank, pid=pid, code=None, signal=int(signal.SIGKILL), reason=reason, oom=oom, at=time.time()
+        )
 
     def _listen_to_peers(self) -> None:
         bad = self.peers.heard()
@@ -194,7 +239,8 @@ class Supervisor:
         if within_s < _LEAST_DUMP_S:
             return say("no stack dumps: the lease is over")
         try:
-            written = stacks.dump(self.shims, self.directory / "reports", self.directory / "stacks", within_s=within_s)
+            shims, reports = self.shims.alive(), self.directory / "reports"
+            written = stacks.dump(shims, reports, self.directory / "stacks", within_s=within_s)
         except OSError as error:
             return say(f"no stack dumps: {error}")
         return say(f"wrote {len(written)} stack dumps to {self.directory / 'stacks'}")
@@ -246,15 +292,12 @@ class Supervisor:
             self._dump_stacks()
         self.stop_why = self.stop_why or why
         self.stop_deadline = min(deadline, self.stop_deadline or deadline)
-        for rank in self.shims:
+        for rank in self.shims.alive():
             self._terminate(rank)
 
     def _terminate(self, rank: int) -> None:
         if rank >= 0 and rank not in self.outcomes:
-            try:
-                os.kill(self.shims[rank], signal.SIGTERM)
-            except ProcessLookupError:
-                return  # it ended by itself; its outcome is on its way
+            self.shims.terminate(rank)
 
     def _read_inbox(self) -> None:
         for data, pid in self.inbox.receive():
@@ -269,7 +312,7 @@ class Supervisor:
         kind, rank = message["kind"], int(message["rank"])
         if kind == "hello":
             if pid is not None:
-                self.shims[rank] = pid
+                self.shims.hello(rank, pid)
             if self.stop_why is not None:
                 self._terminate(rank)
         elif kind == "heartbeat":
@@ -335,17 +378,35 @@ def main() -> int:
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    log = os.open(directory / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    link, *calls = (socket.socket(fileno=handle) for handle in handles)
+    return run(directory, Link(link), calls)
+
+
+def run(directory: Path, link: Link, calls: Sequence[socket.socket]) -> int:
+    """Supervise the attempt that the start file tells of; what goes wrong here ends it, and the agent hears why."""
+    try:
+        log = os.open(directory / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        _supervise(directory, link, calls)
+    except Exception as error:
+        with suppress(OSError):  # of a full disk
+            traceback.print_exc()
+        end_by_environment(ENV_TOKEN, os.environ[ENV_SUPERVISES])  # now; our own end would not wait for theirs
+        link.send({"kind": "failed", "message": f"{socket.gethostname()}: {type(error).__name__}: {error}"})
+        _say_all(link)
+        return 1
+    return 0
+
+
+def _supervise(directory: Path, link: Link, calls: Sequence[socket.socket]) -> None:
     start = json.loads((directory / START_FILE).read_text())
     plan = LaunchPlan.from_json(start["plan"])
     node_rank, master = int(start["node_rank"]), (start["master_addr"], int(start["master_port"]))
-    link, *calls = (socket.socket(fileno=handle) for handle in handles)
     peers = Peers(plan.token, node_rank, plan.nodes)
     interface, lease_until = start["interface"] or None, float(start["lease_until"])
     supervisor = Supervisor(
-        plan, node_rank, master, link=Link(link), peers=peers, lease_until=lease_until, interface=interface
+        plan, node_rank, master, link=link, peers=peers, lease_until=lease_until, interface=interface
     )
     supervisor.start()
     if calls:
@@ -354,11 +415,15 @@ def main() -> int:
         peers.connect((master[0], int(start["peers_port"])))
     record = supervisor.follow()
     supervisor.cpus.release()  # before the word that lets the next attempt start
-    supervisor.link.send({"kind": "ended", "record": record})
-    supervisor.link.sock.setblocking(True)
-    supervisor.link.flush()
+    link.send({"kind": "ended", "record": record})
+    _say_all(link)
     start_shipping(plan, supervisor.node_rank)
-    return 0
+
+
+def _say_all(link: Link) -> None:
+    """The last words: wait until the agent has taken them, or is gone."""
+    link.sock.setblocking(True)
+    link.flush()
 
 
 if __name__ == "__main__":

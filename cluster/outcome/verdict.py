@@ -15,6 +15,7 @@ from jobs.budgets import Cause
 from jobs.contract import Exit
 
 _GOOD = (int(Exit.DONE), int(Exit.DRAINED))
+_NO_FAULT = (None, *_GOOD)
 _LEASE = (LEASE_OVER, REVOKED)
 _OURS = (PEER_FAULT, PEER_HANGS, AGENT_GONE, *_LEASE)  # stops that are consequences, not causes
 _NO_WORD = "left no word of its own"
@@ -201,13 +202,14 @@ def _ends(records: Sequence[dict[str, Any]], hosts: Sequence[str], *, only: Any)
 
 
 def _faults(records: Sequence[dict[str, Any]], hosts: Sequence[str]) -> list[_End]:
-    """The end that each node saw fail first; what we killed afterwards says nothing."""
+    """The end that each node saw fail first, and those that failed with a code of their own: the first one seen may be
+    an echo. What we killed afterwards says nothing."""
     found: list[_End] = []
     for record in records:
-        fault = record.get("fault")
-        if fault is not None and not fault.get("hang") and record.get("stop_why") not in _OURS:
-            rank = fault["rank"]
-            found += _ends([record], hosts, only=lambda o, rank=rank: o["rank"] == rank)
+        fault = record.get("fault") or {}
+        if not fault.get("hang") and record.get("stop_why") not in _OURS:
+            rank = fault.get("rank")
+            found += _ends([record], hosts, only=lambda o, rank=rank: o["rank"] == rank or o["code"] not in _NO_FAULT)
     return found
 
 

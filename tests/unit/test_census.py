@@ -311,6 +311,18 @@ def test_gang_is_refused_for_left_out_nodes_and_not_for_nodes_that_have_not_answ
         check_cluster(two, world.store)
 
 
+def test_gang_larger_than_the_number_of_hosts_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.submit.time.time", world.clock)
+    world.see("n1", "n1b")
+    two = build_spec({"name": "j", "program": {"module": "m"}, "gang": {"nodes": 2}})
+    said = "gang.nodes is 2, the cluster has 2 nodes on 1 host, of which a gang takes one node each"
+    with pytest.raises(SpecError) as refused:
+        check_cluster(two, world.store)
+    assert str(refused.value).startswith(said)
+    world.see("n1", "n1b", "n2")
+    check_cluster(two, world.store)
+
+
 def test_view_shows_what_runs_where(world: World) -> None:
     world.census.step()
     world.answer("n2", npus={"1": "Alarm"})

@@ -186,6 +186,11 @@ def test_files_that_a_power_cut_left_damaged_keep_no_attempt_from_ending(tmp_pat
     assert left(released(tmp_path, 0)) == {} and read_record(tmp_path / START_FILE) is None
 
 
+def test_file_on_a_disk_that_gives_no_answer_is_as_good_as_none(tmp_path: Path) -> None:
+    (tmp_path / START_FILE).mkdir()  # reading it is an OSError, as EIO and ESTALE are
+    assert read_record(tmp_path / START_FILE) is None and left(released(tmp_path, 0)) == {}
+
+
 def test_start_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     write_start(tmp_path, {"devices": [1]})
     with pytest.raises(TypeError):

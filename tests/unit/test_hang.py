@@ -62,12 +62,20 @@ def test_time_of_a_validation_is_no_step() -> None:
     assert watch.patience_s(0) == LEAST_S
 
 
-def test_ranks_that_are_done_or_drain_are_not_watched() -> None:
+@pytest.mark.parametrize("phase", ["draining", "done"])
+def test_last_commit_has_its_time_and_a_rank_that_never_leaves_is_seen(phase: str) -> None:
     watch = HangWatch(fixed_s=1.0)
-    watch.heard(beat(0, phase="draining"), 0.0)
-    watch.heard(beat(1, phase="done"), 0.0)
-    watch.heard(beat(2), 0.0)
-    watch.ended(2)
+    watch.heard(beat(step=9), 0.0)
+    watch.heard(beat(step=9, phase=phase), 1.0)
+    assert watch.hanging(QUIET_PHASE_S) == []
+    (hang,) = watch.hanging(QUIET_PHASE_S + 2)
+    assert f"while {phase}" in str(hang)
+
+
+def test_ranks_that_have_ended_are_not_watched() -> None:
+    watch = HangWatch(fixed_s=1.0)
+    watch.heard(beat(), 0.0)
+    watch.ended(0)
     assert watch.hanging(1e6) == []
 
 

@@ -88,6 +88,38 @@ def test_file_system_without_holes_loses_the_old_part_and_keeps_offsets(
     assert numbers(chunk.data)[-1] == 19_999
 
 
+def test_folder_that_is_removed_is_told_once_and_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "_LOOK_S", -1.0)
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    (folder / "worker_0.log").write_text("x")
+    keeper = LogKeeper([folder / "worker_0.log", tmp_path / "msrun.log"], 1 << 20)
+    assert list(keeper.tend()) == []
+    (folder / "worker_0.log").unlink()
+    folder.rmdir()
+    (told,) = [*keeper.tend(), *keeper.tend()]
+    assert "No such file or directory" in told
+    keeper.close()
+
+
+def test_log_whose_disk_fails_is_told_once_and_the_others_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(path: Path, flags: int) -> int:
+        if path.name == "worker_0.log":
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(path, flags)
+
+    opened = os.open
+    monkeypatch.setattr(logs.os, "open", fails)
+    (tmp_path / "worker_1.log").write_text("x" * (2 << 20))
+    keeper = LogKeeper([tmp_path / "worker_0.log", tmp_path / "worker_1.log"], 1 << 20)
+    told = [*keeper.tend(), *keeper.tend()]
+    keeper.close()
+    assert [line.split(" ")[0] for line in told] == ["worker_0.log", "worker_1.log"]
+    assert "Input/output" in told[0] and "bound" in told[1]
+
+
 def test_killed_writer_leaves_every_line_that_it_wrote(tmp_path: Path) -> None:
     path = tmp_path / "worker_0.log"
     said = tmp_path / "said"

@@ -125,6 +125,33 @@ def test_no_plan_exceeds_capacity_or_preempts_upwards(
     assert sorted(answered) == sorted(by_id), "every waiting job is granted or told why not, once"
 
 
+def on_hosts(job: Waiting, *addresses: str, held: tuple[Holding, ...] = ()) -> list[object]:
+    capacity = tuple(Capacity(id=f"n{i}", cpus=2, npus=0, address=a) for i, a in enumerate(addresses))
+    return list(plan(Snapshot(nodes=capacity, waiting=(job,), holding=held)))
+
+
+def test_gang_takes_at_most_one_node_of_each_host() -> None:
+    (grant,) = on_hosts(waiting("wide", nodes=2), "10.0.0.1", "10.0.0.1", "10.0.0.2")
+    assert grant == Grant(job_id="wide", node_ids=("n0", "n2"))
+
+
+def test_gang_larger_than_the_number_of_hosts_waits_and_is_told_so() -> None:
+    (wait,) = on_hosts(waiting("wide", nodes=2), "10.0.0.1", "10.0.0.1")
+    assert isinstance(wait, Wait)
+    assert wait.reason.endswith("the cluster has 2 x 2 CPUs on 1 host, of which a gang takes one node each")
+
+
+def test_two_gangs_share_a_host_of_two_nodes() -> None:
+    (grant,) = on_hosts(waiting("next"), "10.0.0.1", "10.0.0.1", held=(holding("a", "n0"),))
+    assert grant == Grant(job_id="next", node_ids=("n1",))
+
+
+def test_nobody_is_preempted_for_a_second_node_of_the_same_host() -> None:
+    held = (holding("low", "n1"), holding("high", "n2", priority=9))
+    (wait,) = on_hosts(waiting("wide", 5, nodes=2), "10.0.0.1", "10.0.0.1", "10.0.0.2", held=held)
+    assert isinstance(wait, Wait), "n0 is free, and n1 is on its host"
+
+
 def out(node: str) -> LeftOut:
     return LeftOut(id=node, cpus=2, npus=0, reason=f"{node} has MindSpore 2.9.0 instead of 2.10.0")
 

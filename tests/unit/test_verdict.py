@@ -174,6 +174,36 @@ def test_msrun_killed_for_memory_itself_is_told_by_the_nodes_own_count() -> None
     assert "2 processes" in found.detail
 
 
+@pytest.mark.parametrize("seen_first", [-1, 0, None])
+def test_scheduler_that_only_missed_a_rank_is_not_blamed_whatever_was_seen_first(seen_first: int | None) -> None:
+    echo = {**outcome(-1, 1, at=1.0), "tail": "timed out node is 1"}
+    origin = outcome(0, 1, at=1.1, reason="RuntimeError: boom")
+    found = judge([record(echo, origin, fault=seen_first)], world_size=1, stop_for=None)
+    assert (found.cause, found.rank, found.detail) == (Cause.CRASH, 0, "rank 0 exited 1: RuntimeError: boom")
+
+
+def unattended(*outcomes: dict[str, Any]) -> dict[str, Any]:
+    """What `certify` makes where supervisor and agent died together."""
+    said = record(*outcomes, message="the agent died", unattended=True, msrun_exit=None)
+    return {**said, "fault": {"rank": None, "code": None}}
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "wanted"),
+    [
+        ([outcome(0), outcome(1)], Cause.DONE),
+        ([outcome(0, None, 9), outcome(1, 64)], Cause.CONFIG),
+        ([outcome(0, 93)], Cause.NO_REQUEUE),
+        ([outcome(0, 0)], Cause.INFRASTRUCTURE),
+        ([outcome(0, None, 9), outcome(1, None, 9)], Cause.INFRASTRUCTURE),
+    ],
+)
+def test_what_ranks_left_counts_although_nobody_was_there_to_hear_it(
+    outcomes: list[dict[str, Any]], wanted: Cause
+) -> None:
+    assert cause(unattended(*outcomes)) is wanted
+
+
 @pytest.mark.parametrize(("stop", "kind"), [(Cause.HANG, Kind.HANG), (Cause.CANCELLED, Kind.CANCELLED)])
 def test_stop_of_the_control_plane_is_the_kind(stop: Cause, kind: Kind) -> None:
     assert judge([record(outcome(0, None, 9), fault=0)], world_size=1, stop_for=stop).kind is kind
