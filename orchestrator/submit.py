@@ -71,18 +71,24 @@ def check_cluster(spec: JobSpec, store: Store) -> None:
     """An existing cluster: more nodes than it has now is refused; what is merely busy queues.
 
     A node that is left out does not count; one that has not answered its preflight yet may turn out to be usable.
+    Nodes with the same address are one host, of which a gang takes one.
     """
-    verdicts = [v for v in survey(store.nodes(), now=time.time()).values() if v.standing is not Standing.LOST]
-    bad = [verdict.reason for verdict in verdicts if verdict.standing is Standing.LEFT_OUT]
-    usable = len(verdicts) - len(bad)
-    if spec.gang.nodes > usable:
-        seen = f"gang.nodes is {spec.gang.nodes}, the cluster has {usable} node{'s' * (usable != 1)}"
+    rows = list(store.nodes())
+    verdicts = survey(rows, now=time.time())
+    bad = [verdict.reason for verdict in verdicts.values() if verdict.standing is Standing.LEFT_OUT]
+    not_used = (Standing.LOST, Standing.LEFT_OUT)
+    usable = [row["address"] for row in rows if verdicts[row["id"]].standing not in not_used]
+    hosts = len(set(usable))
+    if spec.gang.nodes > hosts:
+        seen = f"gang.nodes is {spec.gang.nodes}, the cluster has {len(usable)} node{'s' * (len(usable) != 1)}"
+        if hosts < len(usable):
+            seen += f" on {hosts} host{'s' * (hosts != 1)}, of which a gang takes one node each,"
         if bad:
             raise SpecError(
                 f"{seen} that can be used; left out: {'; '.join(bad)}",
                 hint="mend what is left out (`rexctl nodes` shows when it is used again) or ask for fewer",
             )
-        raise SpecError(seen, hint="add nodes to the cluster or ask for fewer")
+        raise SpecError(seen.rstrip(","), hint="add nodes to the cluster or ask for fewer")
 
 
 def resolve_init_from(spec: JobSpec, store: Store | None) -> dict[str, Any] | None:

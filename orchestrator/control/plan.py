@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from jobs.spec import Gang
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """What a gang needs on each of `nodes` different nodes."""
+    """What a gang needs on each of `nodes` nodes of as many hosts."""
 
     nodes: int
     cpus: float
@@ -31,9 +32,12 @@ class Demand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
+    """A node as the cluster has it. Those with the same `address` are one host; without one it is a host of its own."""
+
     id: str
     cpus: float
     npus: float
+    address: str = ""
 
     def __str__(self) -> str:
         return f"{self.cpus:g} CPUs" + (f" and {self.npus:g} NPUs" if self.npus else "")
@@ -47,6 +51,7 @@ class LeftOut:
     cpus: float
     npus: float
     reason: str
+    address: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,14 +104,23 @@ class Wait:
 
 
 Decision = Grant | Preempt | Wait
-_Free = dict[str, tuple[float, float]]
+
+
+class _Room(NamedTuple):
+    """What a node has to give, and the host that it is on."""
+
+    cpus: float
+    npus: float
+    host: str
+
+
+_Free = dict[str, _Room]
 _NAMED = 3  # nodes that are left out, in a sentence about a job; `rexctl nodes` names them all
 
 
 def plan(snapshot: Snapshot) -> list[Decision]:
     """What to do now. At most one decision for each waiting job, plus the preemptions it asks for."""
-    free: _Free = {node.id: (node.cpus, node.npus) for node in snapshot.nodes}
-    others: _Free = {node.id: (node.cpus, node.npus) for node in snapshot.left_out}
+    free, others = _rooms(snapshot.nodes), _rooms(snapshot.left_out)
     everything, others_free = dict(free), dict(others)
     for holder in snapshot.holding:
         _take(free, holder.node_ids, holder.demand)
@@ -135,17 +149,28 @@ def plan(snapshot: Snapshot) -> list[Decision]:
 
 
 def fit(free: _Free, demand: Demand) -> tuple[str, ...] | None:
-    """Nodes for the gang, the fullest fitting ones first (so that large holes stay large); None if it does not fit."""
-    fitting = [node for node, (cpus, npus) in free.items() if cpus >= demand.cpus and npus >= demand.npus]
-    fitting.sort(key=lambda node: (free[node][1], free[node][0], node))
-    return tuple(fitting[: demand.nodes]) if len(fitting) >= demand.nodes else None
+    """Nodes for the gang, the fullest fitting ones first (so that large holes stay large); None if it does not fit.
+
+    At most one of each host: msrun starts its scheduler wherever the master's address is local, so on two nodes of the
+    master's host there would be two, and a node that ends sweeps its host for the attempt's token.
+    """
+    fitting = [node for node, room in free.items() if room.cpus >= demand.cpus and room.npus >= demand.npus]
+    fitting.sort(key=lambda node: (free[node].npus, free[node].cpus, node))
+    of_host: dict[str, str] = {}
+    for node in fitting:
+        of_host.setdefault(free[node].host, node)
+    return tuple(of_host.values())[: demand.nodes] if len(of_host) >= demand.nodes else None
+
+
+def _rooms(nodes: Sequence[Capacity] | Sequence[LeftOut]) -> _Free:
+    return {node.id: _Room(cpus=node.cpus, npus=node.npus, host=node.address or node.id) for node in nodes}
 
 
 def _take(free: _Free, node_ids: Sequence[str], demand: Demand, sign: int = -1) -> None:
     for node in node_ids:
         if node in free:  # a lost node still belongs to its gang, but has nothing to give
-            cpus, npus = free[node]
-            free[node] = (cpus + sign * demand.cpus, npus + sign * demand.npus)
+            room = free[node]
+            free[node] = room._replace(cpus=room.cpus + sign * demand.cpus, npus=room.npus + sign * demand.npus)
 
 
 def _make_room(job: Waiting, free: _Free, holding: Sequence[Holding], leaving: set[str]) -> tuple[list[Preempt], Wait]:
@@ -198,4 +223,6 @@ def _blame(with_them: _Free, demand: Demand, left_out: Sequence[LeftOut]) -> str
 
 def _too_large(demand: Demand, nodes: Sequence[Capacity]) -> str:
     have = "; ".join(sorted({f"{sum(str(n) == str(m) for n in nodes)} x {m}" for m in nodes})) or "no node"
-    return f"needs {demand}; the cluster has {have}"
+    hosts = len({node.address or node.id for node in nodes})
+    on_hosts = f" on {hosts} host{'s' * (hosts != 1)}, of which a gang takes one node each" if hosts < len(nodes) else ""
+    return f"needs {demand}; the cluster has {have}{on_hosts}"
