@@ -19,13 +19,15 @@ from typing import Any
 
 from benchmarks.pairs import Result
 from cluster.chaos import canary
+from cluster.lease import LEASE_S
 from orchestrator.store import Store
 from tests.support import hosts as hosts_support
 from tests.support.radosgw import missing_for_radosgw
 from tests.support.ray_hosts import Cluster, lone_hosts
 
-LEASE_S = 12.0
-DEATH_LIMIT_S, CONFIRMED_LIMIT_S, SILENT_LIMIT_S = 5.0, 15.0, LEASE_S + 15.0
+SHORT_LEASE_S = 12.0  # for silent losses, of which each waits for one
+DEATH_LIMIT_S, CONFIRMED_LIMIT_S, SILENT_LIMIT_S = 5.0, 15.0, SHORT_LEASE_S + 15.0
+_IDLE_S = 8.0  # what a host that comes back leaves to be done is done by then
 _DEATHS, _LOSSES = 20, 5
 _VICTIMS = ("msrun", "supervisor", "agent", "ray_node")
 _CANARY = ("--steps", 3000, "--step_s", 0.1, "--commit_every", 10)
@@ -36,12 +38,14 @@ def run() -> list[Result]:
     if lacking:
         print(f"not run: several hosts on one machine: {lacking}", file=sys.stderr)
         return []
-    with lone_hosts(3, lease_s=LEASE_S, host_gone_command=["test", "-e", "/tmp/gone-{host}"]) as cluster:
+    with lone_hosts(3, host_gone_command=["test", "-e", "/tmp/gone-{host}"]) as cluster:  # the lease that we ship
         deaths = [_told("worker", first_death(cluster, "worker")) for _ in range(_DEATHS)]
         victims = [victim for victim in _VICTIMS for _ in range(_DEATHS // len(_VICTIMS))]
         others = [_told(victim, first_death(cluster, victim)) for victim in victims]
-        confirmed = [_told("confirmed loss", loss(cluster, confirmed=True)) for _ in range(_LOSSES)]
-        silent = [_told("silent loss", loss(cluster, confirmed=False)) for _ in range(_LOSSES)]
+        confirmed = [_told("loss that the provider confirms", loss(cluster, "provider")) for _ in range(_LOSSES)]
+        booted = [_told("loss that a new boot confirms", loss(cluster, "boot")) for _ in range(_LOSSES)]
+    with lone_hosts(3, lease_s=SHORT_LEASE_S) as cluster:
+        silent = [_told("silent loss", loss(cluster, "lease")) for _ in range(_LOSSES)]
     return [
         _beside(
             "death of a rank to the last worker's end, 3 hosts", DEATH_LIMIT_S, deaths, f"p95 {_p95(deaths):.2f} s"
@@ -56,13 +60,19 @@ def run() -> list[Result]:
             "confirmed loss of a host to the first new step, less a bare start",
             CONFIRMED_LIMIT_S,
             confirmed,
-            "the provider says so",
+            f"the provider says so; a lease of {LEASE_S:g} s",
+        ),
+        _beside(
+            "return of a host that has booted anew to the first new step, less a bare start",
+            CONFIRMED_LIMIT_S,
+            booted,
+            f"from its Ray node's start on; a lease of {LEASE_S:g} s",
         ),
         _beside(
             "silent loss of a host to the first new step, less a bare start",
             SILENT_LIMIT_S,
             silent,
-            f"a lease of {LEASE_S:g} s",
+            f"a lease of {SHORT_LEASE_S:g} s",
         ),
     ]
 
@@ -112,26 +122,41 @@ def first_death(cluster: Cluster, victim: str) -> float:
     return float(ended - killed_at)
 
 
-def loss(cluster: Cluster, *, confirmed: bool) -> float:
-    """Seconds from the loss of one of two hosts to the first new step, less what a bare msrun takes to its first step
-    over two hosts."""
+def loss(cluster: Cluster, proof: str) -> float:
+    """Seconds from the loss of one of two hosts to the end of the first step that is new, less what a bare msrun takes
+    to its first step over two hosts.
+
+    `proof`: what says that the host is gone: the provider; its boot (counted from when it is back); its lease alone.
+    """
+    bare_s = bare_msrun(cluster, f"bare-{time.time_ns()}")
     job, status = _training(cluster, nodes=2)
     host = next(name for name in status["attempts"][0]["hosts"] if name != "rexhost1")
     number = int(host.removeprefix("rexhost"))
     gone = cluster.folder / "tmp" / f"gone-{host}"  # /tmp of the first host, where the control plane asks
-    if not confirmed:
-        cluster.hosts.cut(number)
-    cluster.hosts.kill(number)
     lost_at = time.time()
-    if confirmed:
+    cluster.hosts.cut(number)  # nobody sees a reset
+    cluster.hosts.kill(number)
+    if proof == "provider":
         gone.touch()
-    cluster.wait(job, lambda s: len(s["attempts"]) == 2 and s["attempts"][1]["from_step"] is not None)
-    first_step_at = Store(cluster.home.database_url).attempt(job, 2).first_step_at
+    elif proof == "boot":
+        cluster.hosts.heal(number)
+        cluster.hosts.boot(number)
+        cluster.join(number)
+        lost_at = time.time()
+
+    def is_beyond(status: dict[str, Any]) -> bool:
+        attempts = status["attempts"]
+        return len(attempts) == 2 and int(attempts[1]["to_step"]) > int(attempts[0]["to_step"])
+
+    cluster.wait(job, is_beyond)
+    new_step_at = time.time()
     _cancel(cluster, job)
     gone.unlink(missing_ok=True)
-    cluster.renew(number)
-    assert first_step_at is not None
-    return first_step_at - lost_at - bare_msrun(cluster, f"bare-{job}")
+    if proof != "boot":
+        cluster.renew(number)
+    cluster.mend()
+    time.sleep(_IDLE_S)
+    return new_step_at - lost_at - bare_s
 
 
 def bare_msrun(cluster: Cluster, job: str) -> float:

@@ -19,6 +19,7 @@ from typing import Protocol
 
 LEASE_S = 60.0
 RENEWALS_PER_LEASE = 10
+_LONGEST_S = 2.0  # between two renewals: so soon may a host be missed, and its provider asked, whatever the lease
 _OVERDUE = 1.5  # times the time between two renewals
 MARGIN_S = 3.0  # from the end of a lease to the end of the last process: a tick of the supervisor, SIGKILL, a sweep
 
@@ -46,6 +47,11 @@ def boottime() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+def renewal_every_s(lease_s: float) -> float:
+    """Seconds between two renewals."""
+    return min(lease_s / RENEWALS_PER_LEASE, _LONGEST_S)
+
+
 class Lease:
     """The agent's side."""
 
@@ -55,7 +61,7 @@ class Lease:
 
     @property
     def every_s(self) -> float:
-        return self.lease_s / RENEWALS_PER_LEASE
+        return renewal_every_s(self.lease_s)
 
     def renew(self, clock: Callable[[], float] = boottime) -> float | None:
         """Until when this node may live (by `boottime`); None if the attempt was revoked. Raises what the head raises,
@@ -81,7 +87,7 @@ class Watch:
 
     def overdue_since(self, key: Key, lease_s: float) -> float | None:
         """Look at the lease of a silent node. Once it has missed a renewal: since when nothing came (by our clock)."""
-        if self._silent_s(key) <= _OVERDUE * lease_s / RENEWALS_PER_LEASE:
+        if self._silent_s(key) <= _OVERDUE * renewal_every_s(lease_s):
             return None
         return self._seen[key][1]
 

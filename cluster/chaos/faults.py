@@ -6,6 +6,7 @@ node and whoever asked for it: nothing stays stopped because the cluster went do
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from cluster.node.processes import find_by_environment, started_at
 from jobs.contract import ENV_TOKEN
 
 _ENDING_S = 5.0  # a supervisor that has said how its attempt ended is about to end itself
+_FILLINGS = 5  # tries to take all of a disk on which others write
 VICTIMS = ("worker", "msrun", "scheduler", "supervisor", "agent", "ray_node")
 
 
@@ -78,10 +80,17 @@ def fill_disk(folder: str, pause_s: float, keep_bytes: int = 0) -> dict[str, Any
     path = Path(folder, f".chaos-{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
     _later(pause_s, ["unlink", str(path), "0"])
-    space = os.statvfs(folder)
-    size_bytes = max(0, space.f_bavail * space.f_frsize - keep_bytes)
     with path.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, max(1, size_bytes))
+        for _ in range(_FILLINGS):
+            space = os.statvfs(folder)
+            free = space.f_bfree if os.geteuid() == 0 else space.f_bavail  # root may use what is reserved for it
+            size_bytes = max(1, free * space.f_frsize - keep_bytes)
+            try:
+                os.posix_fallocate(file.fileno(), 0, size_bytes)
+                break
+            except OSError as error:
+                if error.errno != errno.ENOSPC:  # somebody has just written: less is free now
+                    raise
     return {"path": str(path), "size_bytes": size_bytes, "at": time.time()}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from jobs.budgets import Cause
 from jobs.errors import ClusterUnreachable, NotFoundError, RetryableError, RexError, StackError
 from jobs.spec import JobSpec, build_spec
 from jobs.states import StopRequested
-from orchestrator.chaos.oracle import Evidence, verdict
+from orchestrator.chaos.oracle import UNASKED, Evidence, verdict
 from orchestrator.chaos.plan import KINDS, Canary, Fault, Plan
 from orchestrator.chaos.strikes import Strikes
 from orchestrator.stack import Stack
@@ -33,6 +33,7 @@ _PATIENCE_S = 900.0  # for one job, whatever hits it
 _LOOK_S = 60.0  # for every host to say who is left
 _ANSWER_S = 15.0  # for one node: one that was switched off stays on Ray's list for a minute
 _POLL_S = 0.2
+_SECOND_S = 1.0
 _SEEN_S = 10.0  # a death that nobody has to be patient for is seen by then, even on a busy machine
 
 
@@ -69,8 +70,8 @@ class Campaign:
         if given.job is not None:
             return read_spec((self._base or Path()) / given.job, self.stack.home)
         rest_s = 0.0
-        if kind.patient:
-            rest_s = self.stack.home.settings.lease_s + 2 * MARGIN_S  # until the other nodes have been told
+        if kind.patient:  # until the other nodes have been told, or what was away is back
+            rest_s = self.stack.home.settings.lease_s + max(2 * MARGIN_S, self.plan.pause_s + _SECOND_S)
         elif kind.expects == "goes_on":
             rest_s = _SEEN_S
         return canary_spec(given, max(given.steps, math.ceil(rest_s / (1 - fault.at) / given.step_s)))
@@ -171,6 +172,17 @@ class Campaign:
         if not row.state.final:
             stop = StopRequested(cause=Cause.CANCELLED, detail="the chaos campaign was ended")
             self.store.request(job, stop, action="cancel_requested", detail={"by": "chaos"})
+
+    def at_the_end(self, trials: Sequence[Trial]) -> list[str]:
+        """What is left on any host of any attempt of the whole campaign, in words."""
+        tokens = [attempt.token for trial in trials for attempt in self.store.attempts(trial.job)]
+        hosts = {node["host"] for trial in trials for one in self.store.attempts(trial.job) for node in one.nodes}
+        looks = self._look("", tokens, hosts)
+        silent = sorted(hosts - {look["host"] for look in looks})
+        return [
+            *(f"orphans on {look['host']}: {look['orphans']}" for look in looks if look["orphans"]),
+            *(f"{host} {UNASKED}" for host in silent),
+        ]
 
     def _look(self, job: str, tokens: list[str], hosts: Collection[str]) -> list[dict[str, Any]]:
         """What every host testifies that has a node which can be asked. A host may be on Ray's list twice, and one of

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.chaos.plan import KINDS
 
+UNASKED = "could not be asked who is left there"
+_ENDED, _LOST = "the job ended", "a healthy job was lost"
 _CLOCKS_S = 1.0  # hosts' clocks may differ by so much where one attempt's end is held against another one's begin
 
 
@@ -39,12 +42,12 @@ def verdict(seen: Evidence) -> list[str]:
 
 def _outcome(seen: Evidence) -> list[str]:
     if seen.state != "succeeded":
-        return [f"the job ended {seen.state}: {seen.detail}"]
+        return [f"{_ENDED} {seen.state}: {seen.detail}"]
     if seen.struck is None:
         return []
     causes = [attempt["cause"] for attempt in seen.attempts]
     if KINDS[seen.kind].expects == "untouched" and len(causes) > 1:
-        return [f"a healthy job was lost: its attempts ended {', '.join(map(str, causes))}"]
+        return [f"{_LOST}: its attempts ended {', '.join(map(str, causes))}"]
     if KINDS[seen.kind].expects == "goes_on" and len(causes) < 2:
         return ["the fault went unseen: the first attempt went on to the end"]
     may_be, number = [cause.value for cause in KINDS[seen.kind].causes], int(seen.struck["attempt"])
@@ -53,10 +56,15 @@ def _outcome(seen: Evidence) -> list[str]:
     return []
 
 
+def is_lost(kind: str, wrong: Sequence[str]) -> bool:
+    """Did a fault that concerns nobody's training end the job or one of its attempts?"""
+    return KINDS[kind].expects == "untouched" and any(problem.startswith((_ENDED, _LOST)) for problem in wrong)
+
+
 def _silent(seen: Evidence) -> list[str]:
     """Hosts of the job that nobody could ask: what may be left there is not known."""
     hosts = {host for attempt in seen.attempts for host in attempt["hosts"]}
-    return [f"{host} could not be asked who is left there" for host in sorted(hosts - {k["host"] for k in seen.looks})]
+    return [f"{host} {UNASKED}" for host in sorted(hosts - {k["host"] for k in seen.looks})]
 
 
 def _orphans(seen: Evidence) -> list[str]:

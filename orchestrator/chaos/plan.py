@@ -60,9 +60,10 @@ KINDS = {
         ),
         Kind(name="stop_ray_node", expects="untouched", where="node"),
         Kind(name="kill_driver", expects="untouched", where="control"),
-        Kind(name="kill_control_plane", expects="untouched", where="control"),
-        Kind(name="stop_driver", expects="untouched", where="control"),
-        Kind(name="stop_control_plane", expects="untouched", where="control"),
+        # Away for longer than a lease: whoever renewed through it would be found out. The driver has a keeper.
+        Kind(name="kill_control_plane", expects="untouched", where="control", patient=True),
+        Kind(name="stop_driver", expects="untouched", where="control", patient=True),
+        Kind(name="stop_control_plane", expects="untouched", where="control", patient=True),
         Kind(name="fill_disk", expects="untouched", where="node", needs=("allow_full_disk",)),
         Kind(name="blink_network", expects="untouched", where="host", needs=("cut", "heal")),
         Kind(

@@ -9,25 +9,38 @@ from itertools import pairwise
 from pathlib import Path
 
 from orchestrator.chaos.campaign import Trial
+from orchestrator.chaos.oracle import UNASKED, is_lost
 from orchestrator.chaos.plan import KINDS, Plan
 
+_END = "Left of any of their attempts on any host when all was over, by the hosts' own word: {}."
 _ROOMY = 60  # above so many, bars are thin
 
 
-def page(plan: Plan, trials: Sequence[Trial], *, where: str, when: str, picture: str | None) -> str:
-    """Markdown."""
+def page(
+    plan: Plan,
+    trials: Sequence[Trial],
+    *,
+    where: str,
+    when: str,
+    picture: str | None,
+    at_the_end: Sequence[str] | None = None,
+) -> str:
+    """Markdown. `at_the_end`: what was left on any host after all of it; None while the campaign goes on."""
     bad = [trial for trial in trials if trial.wrong]
     orphans = sum(1 for trial in trials for problem in trial.wrong if problem.startswith("orphans"))
-    lost = sum(1 for trial in trials for problem in trial.wrong if problem.startswith("a healthy job was lost"))
+    unasked = sum(1 for trial in trials for problem in trial.wrong if problem.endswith(UNASKED))
+    lost = sum(1 for trial in trials if is_lost(trial.fault.kind, trial.wrong))
     missed = sum(1 for trial in trials if trial.struck is None)
     lines = [
         "# Chaos",
         "",
         f"Seed {plan.seed}, {len(trials)} faults of {len({t.fault.kind for t in trials})} kinds, {when}, {where}.",
         "",
-        f"**{len(trials) - len(bad)} of {len(trials)} passed.** Orphans after all faults: {orphans}. Healthy jobs "
-        f"lost: {lost}. Faults that came after the job's end and hit nothing: {missed}.",
+        f"**{len(trials) - len(bad)} of {len(trials)} passed.** Orphans after all faults: {orphans}; hosts that could "
+        f"not be asked: {unasked}. Healthy jobs lost: {lost}. Faults that came after the job's end and hit nothing: "
+        f"{missed}.",
         "",
+        *([_END.format("; ".join(at_the_end) or "nobody"), ""] if at_the_end is not None else []),
         "Each fault hits a job of its own, which has to succeed, and whose attempt has to end for a reason that such a",
         "fault has. Its attempts must not overlap by the supervisors' own records, leave no process on any host by the",
         "hosts' own word, an unbroken checkpoint chain, and the bits of an undisturbed run.",
@@ -84,9 +97,11 @@ def draw(trials: Sequence[Trial], path: Path) -> None:
     pyplot.close(figure)
 
 
-def write(plan: Plan, trials: Sequence[Trial], target: Path, *, where: str, when: str) -> None:
+def write(
+    plan: Plan, trials: Sequence[Trial], target: Path, *, where: str, when: str, at_the_end: Sequence[str] | None = None
+) -> None:
     """TARGET (Markdown), and beside it the picture and all trials as JSON."""
     picture = target.with_suffix(".svg")
     draw(trials, picture)
-    target.write_text(page(plan, trials, where=where, when=when, picture=picture.name))
+    target.write_text(page(plan, trials, where=where, when=when, picture=picture.name, at_the_end=at_the_end))
     target.with_suffix(".json").write_text(json.dumps([trial.to_json() for trial in trials], indent=1))

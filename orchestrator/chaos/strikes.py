@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from orchestrator.chaos.plan import KINDS, Fault, Plan
 from orchestrator.stack import Stack
 from orchestrator.store import AttemptRow
 
-_COMMAND_S = 60.0
+_COMMAND_S = 180.0  # booting a host takes its time
 _SECOND_S = 1.0
 _RAYS_PATIENCE_S = 10.0  # with a node that says nothing; one that was stopped for longer it calls dead
 _BLINK_SHARE = 4  # of a lease: TCP is back within twice a blink, and nobody's lease should notice
@@ -88,19 +89,24 @@ class Strikes:
         service = self.stack.service("control")
         if service is None:
             return None
-        pid = service.pid
-        if victim == "driver":  # the process that serves and speaks to Ray: the keeper's only child
-            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-            if not children:
-                return None
-            pid = int(children[0])
-        born = started_at(pid)
-        os.kill(pid, signal.SIGKILL if how == "kill" else signal.SIGSTOP)
+        # The keeper, and the process that serves and speaks to Ray: its only child.
+        children = Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text().split()
+        victims = [int(child) for child in children[:1]]
+        if victim == "control_plane":
+            victims.insert(0, service.pid)
+        if not victims:
+            return None
+        born = {pid: started_at(pid) for pid in victims}
+        for pid in victims:
+            with suppress(ProcessLookupError):  # the child goes with its keeper
+                os.kill(pid, signal.SIGKILL if how == "kill" else signal.SIGSTOP)
+        struck = {"what": victim, "pid": victims[0], "at": time.time()}
+        away_s = self.stack.home.settings.lease_s + self.plan.pause_s
         if how == "stop":
-            self._later(self.plan.pause_s, lambda: _go_on(pid, born))
+            self._later(away_s, lambda: _go_on(born))
         elif victim == "control_plane":
-            self._later(1.0, self.stack.up)
-        return {"what": victim, "pid": pid, "at": time.time()}
+            self._later(away_s, self.stack.up)
+        return struck
 
     def _on_a_host(self, fault: Fault, attempt: AttemptRow) -> dict[str, Any] | None:
         hit = [node for node in attempt.nodes if node["host"] not in self.plan.spare]
@@ -125,9 +131,12 @@ class Strikes:
             word.replace("{host}", node.get("host", "")).replace("{address}", node.get("address", ""))
             for word in self.plan.commands[name]
         ]
-        done = subprocess.run(
-            words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_COMMAND_S, check=False
-        )
+        try:
+            done = subprocess.run(
+                words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_COMMAND_S, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise SpecError(f"chaos plan: commands.{name} had not ended after {_COMMAND_S:g} s") from error
         if done.returncode != 0:
             said = (done.stderr or done.stdout).strip().splitlines()
             raise SpecError(f"chaos plan: commands.{name} ended with {done.returncode}: {said[-1] if said else ''}")
@@ -145,6 +154,8 @@ class Strikes:
         self._undoing.append(thread)
 
 
-def _go_on(pid: int, born: int | None) -> None:
-    if is_alive(pid) and started_at(pid) == born:
-        os.kill(pid, signal.SIGCONT)
+def _go_on(born: dict[int, int | None]) -> None:
+    """SIGCONT to these processes, if they still are the ones that began then."""
+    for pid, since in born.items():
+        if is_alive(pid) and started_at(pid) == since:
+            os.kill(pid, signal.SIGCONT)

@@ -45,10 +45,12 @@ def command(  # noqa: PLR0917 - typer's options
     stack = open_stack(home)
     os.environ.update(stack.ray_auth)  # which Ray reads when it is imported
     from cluster.gang import Gangs
+    from cluster.preflight.code import read_code
     from orchestrator.chaos.campaign import Campaign
     from orchestrator.chaos.report import write
 
     store = stack.up(say)
+    code = read_code().digest[:12]
     gangs = Gangs(stack.ray_address)
     gangs.connect()
     campaign = Campaign(chosen, stack, store, gangs, base=plan.parent if plan else None)
@@ -63,11 +65,16 @@ def command(  # noqa: PLR0917 - typer's options
         told = "; ".join(trial.wrong) or "passed"
         say(f"{fault.number}/{len(todo)} {fault.kind}: {hit}{back}, attempts {', '.join(trial.causes)}: {told}")
         if report is not None:  # as far as it has come: a campaign takes hours
-            num_nodes = sum(node.alive for node in gangs.nodes())
-            write(chosen, trials, report, where=f"{num_nodes} Ray nodes", when=time.strftime("%Y-%m-%d"))
+            where = f"{sum(node.alive for node in gangs.nodes())} Ray nodes, code {code}"
+            write(chosen, trials, report, where=where, when=time.strftime("%Y-%m-%d"))
+    left = campaign.at_the_end(trials)
+    for problem in left:
+        say(f"at the end: {problem}")
+    if report is not None:
+        write(chosen, trials, report, where=where, when=time.strftime("%Y-%m-%d"), at_the_end=left)
     wrong = [trial for trial in trials if trial.wrong]
     if json:
-        print_json({"seed": chosen.seed, "trials": [trial.to_json() for trial in trials]})
+        print_json({"seed": chosen.seed, "trials": [trial.to_json() for trial in trials], "at_the_end": left})
     else:
         print(f"{len(trials) - len(wrong)} of {len(trials)} faults passed (seed {chosen.seed})")
-    sys.exit(1 if wrong else 0)
+    sys.exit(1 if wrong or left else 0)

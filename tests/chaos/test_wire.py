@@ -6,6 +6,7 @@ import hashlib
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,8 +80,10 @@ def test_slow_cable_delays_and_loses_frames_and_keeps_every_byte_until_it_is_hea
     assert answers and min(answers) >= 0.1
     log = hosts.own(2) / "taken"
     taker = hosts.start(2, ["python3", "-c", _TAKE], log)
+    deadline = time.monotonic() + 20
     while "ready" not in log.read_text():
-        assert taker.poll() is None
+        assert taker.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
     assert hosts.run(1, ["python3", "-c", _SEND, hosts.address(2)]).returncode == 0
     assert taker.wait(60) == 0
     data = b"".join(hashlib.sha512(b"%d" % i).digest() for i in range(40000))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tests.support.ray_hosts import Cluster
 
-_WAIT_S = 60.0
+_WAIT_S = 150.0  # a Ray node may take 90 s to join
 
 
 class Hands:
@@ -49,13 +49,20 @@ class Hands:
     def _serve(self) -> None:
         while not self._over.wait(0.05):
             for asked in sorted(self.folder.glob("*.asked")):
-                what, host = asked.stem.split("@")
-                if host == "-":
-                    self._do_to_a_server(*what.split("_"))
+                try:
+                    self._do(*asked.stem.split("@"))
+                except Exception as error:  # for whoever asked to judge; the next one is to be served all the same
+                    asked.write_text(" ".join(f"{type(error).__name__}: {error}".split()))
+                    asked.rename(asked.with_suffix(".failed"))
                 else:
-                    self._do_to_a_host(what, int(host.removeprefix("rexhost")))
-                self.done.append(asked.stem)
-                asked.rename(asked.with_suffix(".done"))
+                    self.done.append(asked.stem)
+                    asked.rename(asked.with_suffix(".done"))
+
+    def _do(self, what: str, host: str) -> None:
+        if host == "-":
+            self._do_to_a_server(*what.split("_"))
+        else:
+            self._do_to_a_host(what, int(host.removeprefix("rexhost")))
 
     def _do_to_a_server(self, what: str, name: str) -> None:
         assert self.cluster.outside is not None
@@ -81,11 +88,15 @@ class Hands:
 
 
 def ask(folder: Path, what: str, host: str) -> int:
-    done = folder / f"{what}@{host}.done"
+    done, failed = folder / f"{what}@{host}.done", folder / f"{what}@{host}.failed"
     done.unlink(missing_ok=True)
+    failed.unlink(missing_ok=True)
     (folder / f"{what}@{host}.asked").touch()
     deadline = time.monotonic() + _WAIT_S
     while not done.exists():
+        if failed.exists():
+            print(f"{what} of {host} failed: {failed.read_text()}", file=sys.stderr)
+            return 1
         if time.monotonic() > deadline:
             print(f"nobody did {what} to {host}", file=sys.stderr)
             return 1

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ _WIRE = Path(__file__).with_name("wire.py")
 _BRIDGE, _BRIDGE_MAC = "rexbr0", "02:00:0a:4d:00:01"  # else it takes one of its ports', and changes with them
 _DISK = "rexdisk"  # how the mounts of a killed run are found again
 _LOCK = Path(tempfile.gettempdir()) / "rexhosts.lock"
+_END_S = 30.0  # for what was killed to be gone
 
 
 def missing() -> str | None:
@@ -38,6 +40,21 @@ def missing() -> str | None:
 
 def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+def _words(*command: str) -> list[str]:
+    """What a command prints; nothing if it fails."""
+    return subprocess.run(command, check=False, capture_output=True, text=True).stdout.split()
+
+
+def _end_all(space: str) -> None:
+    """Kill every process in that network namespace."""
+    deadline = time.monotonic() + _END_S
+    while (pids := _words("ip", "netns", "pids", space)) and time.monotonic() < deadline:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        time.sleep(0.05)
 
 
 def _mute(link: str) -> None:
@@ -66,8 +83,8 @@ class Hosts:
 
     def __enter__(self) -> Hosts:
         fcntl.flock(self._lock, fcntl.LOCK_EX)  # names and addresses are the same every time: one set at a time
-        self._unplug()  # what a killed run may have left
         try:
+            self._unplug()  # what a killed run may have left
             self._bring_up()
         except BaseException:
             self.__exit__()
@@ -84,26 +101,31 @@ class Hosts:
             self._boot(host)
 
     def __exit__(self, *exception: object) -> None:
-        for host in tuple(self._wires):
-            self._take_wire_out(host)
-        for host in tuple(self._holders):
-            self.kill(host)  # its first process: the kernel ends all the others
-        for process in self._started:
-            process.wait()
-        self._unplug()
-        os.close(self._lock)
+        with ExitStack() as steps:  # from the last to the first, each of them whatever becomes of the others
+            steps.callback(os.close, self._lock)
+            steps.callback(self._unplug)
+            for process in self._started:
+                steps.callback(process.wait, _END_S)
+            for host in self._holders:
+                steps.callback(self.kill, host)
+            for host in self._wires:
+                steps.callback(self._take_wire_out, host)
 
     def _unplug(self) -> None:
+        """Take away all that has our names. But no folder: another run may wait for us with its own."""
+        spaces = [space for space in _words("ip", "netns", "list") if space.startswith("rexhost")]
+        for space in spaces:
+            _end_all(space)
         for mount in Path("/proc/self/mounts").read_text().splitlines():
             source, where, *_ = mount.split()
             if source == _DISK:
                 subprocess.run(["umount", where], check=False, capture_output=True)
-        for host in range(1, self.count + 1):
+        for link in os.listdir("/sys/class/net"):
             # By name, now: with its namespace alone the kernel would take it away some time later.
-            for link in (f"rexv{host}", f"rexw{host}"):
+            if link.startswith(("rexv", "rexw")) or link == _BRIDGE:
                 subprocess.run(["ip", "link", "del", link], check=False, capture_output=True)
-            subprocess.run(["ip", "netns", "del", f"rexhost{host}"], check=False, capture_output=True)
-        subprocess.run(["ip", "link", "del", _BRIDGE], check=False, capture_output=True)
+        for space in spaces:
+            subprocess.run(["ip", "netns", "del", space], check=False, capture_output=True)
 
     def cut(self, host: int) -> None:
         """Pull the cable: silence, no reset."""
@@ -133,13 +155,20 @@ class Hosts:
         was_there = wire.poll() is None
         wire.kill()
         wire.wait()
-        _ip("link", "del", f"rexw{host}")
+        subprocess.run(["ip", "link", "del", f"rexw{host}"], check=False, capture_output=True)
         return was_there
 
     def kill(self, host: int) -> None:
         """End every process of the host at once. Its peers see resets, unless the cable was cut before."""
-        os.kill(self._inits.pop(host), signal.SIGKILL)
-        self._holders.pop(host).wait()
+        init, holder = self._inits.pop(host, None), self._holders.pop(host)
+        if holder.poll() is None:  # else its first process, for which it waits, has ended, too
+            with suppress(ProcessLookupError):
+                os.kill(holder.pid if init is None else init, signal.SIGKILL)  # each takes the other one along
+        try:
+            holder.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            holder.kill()
+            holder.wait()
 
     def is_up(self, host: int) -> bool:
         return host in self._holders
@@ -234,7 +263,3 @@ class Hosts:
             )
         self._started.append(process)
         return process
-
-    def processes(self, host: int) -> list[str]:
-        """The command line of every process of the host."""
-        return self.run(host, ["ps", "-e", "-o", "args="]).stdout.splitlines()

@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from cluster.node.ending import ENV_SUPERVISES
+from jobs.contract import ENV_TOKEN
 from orchestrator.settings import Home
 from orchestrator.store import Store
 from orchestrator.view import job_view
@@ -25,7 +27,18 @@ RAY = str(Path(sys.executable).with_name("ray"))
 _RAY_NODE = [RAY, "start", "--block", "--num-cpus=2", "--include-log-monitor=false"]
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 _DISK_BYTES = 256 << 20  # of each host that is alone, for its attempts
-_PROGRAMS = ("counting_program", "cluster.chaos.canary")
+_SUPERVISORS_END_S = 5.0  # after its word that all is over a supervisor has the logs shipped, and ends
+_CARRIERS = """
+import sys
+from pathlib import Path
+for folder in Path("/proc").glob("[0-9]*"):
+    try:
+        words = (folder / "environ").read_bytes().split(b"\\0")
+        if any(word.startswith(sys.argv[1].encode() + b"=") for word in words):
+            print(folder.name, (folder / "cmdline").read_text().replace("\\0", " "))
+    except OSError:
+        continue  # it has ended meanwhile
+"""
 
 
 class Cluster:
@@ -167,10 +180,25 @@ class Cluster:
         return self.wait(job, lambda s: s["state"] in ("succeeded", "failed", "cancelled"))
 
     def left_over(self) -> list[str]:
-        """Command lines of our programs on any host that is up: one that is down has no process."""
-        hosts = [host for host in range(1, self.hosts.count + 1) if self.hosts.is_up(host)]
-        seen = [args for host in hosts for args in self.hosts.processes(host)]
-        return [args for args in seen if any(program in args for program in _PROGRAMS)]
+        """Number and command line of every process of any attempt, on all hosts that are up: one that is down has none.
+
+        Whatever an attempt runs is to be gone at once, its supervisors within a moment.
+        """
+        deadline = time.monotonic() + _SUPERVISORS_END_S
+        while True:
+            ranks, supervisors = self._carrying(ENV_TOKEN), self._carrying(ENV_SUPERVISES)
+            if ranks or not supervisors or time.monotonic() > deadline:
+                return ranks + supervisors
+            time.sleep(0.2)
+
+    def _carrying(self, name: str) -> list[str]:
+        """The processes with that variable in their environment."""
+        found = []
+        for host in filter(self.hosts.is_up, range(1, self.hosts.count + 1)):
+            done = self.hosts.run(host, [sys.executable, "-c", _CARRIERS, name])
+            assert done.returncode == 0, done.stderr
+            found += done.stdout.splitlines()
+        return found
 
     def record(self, job: str, attempt: int, node_rank: int, name: str) -> dict[str, Any]:
         """What the supervisor of that node left: start.json or ended.json."""

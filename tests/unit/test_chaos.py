@@ -22,7 +22,7 @@ from cluster.storage.chain.checkpoints import CheckpointStore
 from jobs import contract
 from jobs.errors import ClusterUnreachable, SpecError
 from orchestrator.chaos.campaign import Campaign, Trial, canary_spec
-from orchestrator.chaos.oracle import Evidence, overlaps, verdict
+from orchestrator.chaos.oracle import UNASKED, Evidence, is_lost, overlaps, verdict
 from orchestrator.chaos.plan import KINDS, Canary, Fault, Plan, faults, read_plan
 from orchestrator.chaos.report import page, write
 from orchestrator.settings import Home
@@ -75,6 +75,20 @@ def test_job_that_went_on_as_it_must_passes(kind: str) -> None:
 def test_oracle_sees_what_went_wrong(change: dict[str, Any], says: str) -> None:
     problems = verdict(replace(passing(), **change))
     assert any(says in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize(
+    ("kind", "state", "causes", "lost"),
+    [
+        ("kill_control_plane", "succeeded", ["done"], False),
+        ("kill_control_plane", "succeeded", ["node_lost", "done"], True),
+        ("stop_store", "failed", ["infrastructure"], True),
+        ("kill_worker", "failed", ["crash"], False),
+    ],
+)
+def test_healthy_job_is_lost_that_a_fault_beside_it_ends(kind: str, state: str, causes: list[str], lost: bool) -> None:
+    attempts = tuple({"cause": cause, "hosts": ["a"]} for cause in causes)
+    assert is_lost(kind, verdict(replace(passing(kind), state=state, attempts=attempts))) is lost
 
 
 def test_fault_that_hit_nothing_proves_nothing_about_attempts() -> None:
@@ -182,6 +196,11 @@ def test_report_names_the_seed_the_counts_and_what_went_wrong(tmp_path: Path) ->
     assert "Seed 42" in text and "1 of 2 passed" in text and "Orphans after all faults: 1" in text
     assert "| kill_worker | 2 | 1 | 2 | 4.5 (5.0) |" in text
     assert "fault 2, kill_worker at step 17 of canary-2: orphans on b: [7]" in text
+    assert "Left of any" not in text, "it is not over"
+    silent = page(
+        Plan(), [trial(1, f"b {UNASKED}")], where="here", when="today", picture=None, at_the_end=["orphans on c"]
+    )
+    assert "could not be asked: 1" in silent and "own word: orphans on c." in silent
     write(Plan(seed=42), trials, tmp_path / "chaos.md", where="here", when="today")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["chaos.json", "chaos.md", "chaos.svg"]
     assert "kill_worker" in (tmp_path / "chaos.svg").read_text() or (tmp_path / "chaos.svg").stat().st_size > 5000

@@ -11,11 +11,12 @@ from orchestrator.chaos.plan import KINDS
 from tests.campaigns.hosts import run
 from tests.support.ray_hosts import Cluster
 
-# What strikes one host and no other is tried on the local stack (tests/integration/stack), what kills a rank under real
-# training beside this; `make chaos` and `make chaos-short` try all.
+# 14 of 23 kinds. The others run beside this; `make chaos` and `make chaos-short` try all.
 ELSEWHERE = {
-    *("kill_worker", "kill_supervisor", "stop_supervisor", "stop_agent"),
-    *("kill_control_plane", "stop_ray_node", "stop_mlflow"),
+    *("kill_supervisor", "stop_supervisor", "stop_agent"),  # strike one host and no other: on the local stack
+    *("kill_control_plane", "stop_ray_node"),  # there, too (tests/integration/stack/test_faults.py)
+    *("kill_worker", "power_off", "stop_store"),  # on these hosts, under real training (test_training_on_hosts.py)
+    "cut_network",  # on these hosts (test_lost_hosts.py)
 }
 HERE = [kind for kind in KINDS if kind not in ELSEWHERE]
 SPLIT = {
@@ -25,20 +26,21 @@ SPLIT = {
 }
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("kinds", SPLIT.values(), ids=SPLIT.keys())
 def test_every_kind_of_fault_is_survived_with_the_bits_of_an_undisturbed_run(
     cluster: Cluster, kinds: list[str], request: pytest.FixtureRequest
 ) -> None:
     report = cluster.folder / f"{request.node.callspec.id}.md"
     canary = {"nodes": 2, "steps": 80, "commit_every": 10, "credentials": cluster.credentials}
-    done = run(cluster, report, timeout_s=1700, kinds=kinds, seed=11, canary=canary, pause_s=6.0)
+    done = run(cluster, report, timeout_s=850, kinds=kinds, seed=11, canary=canary, pause_s=6.0)
     assert done.returncode == 0, f"{done.stderr}\n{report.read_text() if report.exists() else ''}"
     assert "(raylet)" not in done.stdout + done.stderr, "Ray's own log lines are no output of ours"
     trials = json.loads(report.with_suffix(".json").read_text())
     for trial in trials:  # shown with -rA
         print(f"{trial['fault']['kind']}: {trial['ended_at'] - trial['submitted_at']:.1f} s, {trial['causes']}")
-    assert len(HERE) >= 12 and len(trials) == len(kinds)
+    assert len(HERE) >= 12, "so many kinds are promised on three hosts with the canary"
+    assert len(trials) == len(kinds)
     assert all(trial["struck"] for trial in trials), "every fault hit something"
     for trial in trials:
         if trial["fault"]["kind"] == "stop_worker":

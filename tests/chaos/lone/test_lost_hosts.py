@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
+import pytest
+
+from cluster.storage import open_store
+from cluster.storage.chain.checkpoints import CheckpointStore
+from orchestrator.store import Store
 from tests.chaos.lone.conftest import LEASE_S
 from tests.support.ray_hosts import Cluster
 
-PROGRAM = ("--steps", 220, "--step_s", 0.1, "--commit_every", 20)  # beyond a lease, from step 25 on
+STEPS = 220
+PROGRAM = ("--steps", STEPS, "--step_s", 0.1, "--commit_every", 20)  # beyond a lease, from step 25 on
 
 
 def training_away_from_the_head(cluster: Cluster) -> tuple[str, int, int]:
@@ -28,7 +35,19 @@ def went_on(cluster: Cluster, job: str, *, says: str) -> dict[str, Any]:
     return ended
 
 
-def test_cut_off_host_ends_itself_before_the_next_attempt_begins(cluster: Cluster) -> None:
+def assert_bits_of_an_undisturbed_run(cluster: Cluster, job: str) -> None:
+    row = Store(cluster.home.database_url).get(job)
+    store = CheckpointStore(open_store(row.store_uri, row.commit_protocol), job)
+    newest, state = store.newest(), b""
+    assert newest is not None and newest.step == STEPS
+    for step in range(1, STEPS + 1):
+        state = hashlib.sha256(state + str(step).encode()).digest()
+    assert store.read(newest, "state") == state
+
+
+def test_cut_off_host_ends_itself_before_the_next_attempt_begins(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Silence: Ray would believe for a minute that the host is there, and its workers would count on for longer."""
     job, host, rank = training_away_from_the_head(cluster)
     cluster.hosts.cut(host)
@@ -37,6 +56,9 @@ def test_cut_off_host_ends_itself_before_the_next_attempt_begins(cluster: Cluste
     assert ended["stop_why"] == "lease_over" and ended["survivors"] == []
     began = min(cluster.record(job, 2, node, "start.json")["at"] for node in (0, 1))
     assert ended["at"] < began, "the two attempts overlapped"
+    for name, value in cluster.env.items():
+        monkeypatch.setenv(name, value)
+    assert_bits_of_an_undisturbed_run(cluster, job)
     cluster.renew(host)  # not merely healed: Ray may call its node dead up to a minute later
 
 

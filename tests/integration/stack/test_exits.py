@@ -44,7 +44,6 @@ def test_master_port_taken_is_told_by_node_and_port_and_the_next_attempt_succeed
     while not start.exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    time.sleep(0.2)  # it is written, then filled
     facts = json.loads(start.read_text())
     with socket.socket() as thief:
         thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -94,10 +93,11 @@ def test_workers_run_on_the_cpus_that_msrun_was_told_to_bind(rex: Rex, tmp_path:
     assert found == [[str(cpus[0])], [str(cpus[1])]]
 
 
-def test_binding_to_memory_without_numactl_is_refused_by_name(rex: Rex, tmp_path: Path) -> None:
-    unbound = problem("numa", socket.gethostname())
-    if unbound is None:
-        pytest.skip("not run: this machine has numactl")
+def test_binding_to_memory_is_refused_by_name_where_msrun_would_not_bind(rex: Rex, tmp_path: Path) -> None:
+    unbound = problem("numa", socket.gethostname())  # for want of numactl, as a rule
     ended = rex.finish(rex.submit(ending_spec(tmp_path / "numa.yaml", "affinity", gang={"bind": "numa"})))
+    if unbound is None:
+        assert ended["state"] == "succeeded", ended
+        return
     assert (ended["state"], ended["cause"], ended["detail"]) == ("failed", "config", unbound)
     assert ended["attempts"][0]["end"]["host"] == socket.gethostname()
