@@ -37,16 +37,37 @@ _TOOLKIT = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME", "ASCEND_OPP_PATH", "TOOLC
 _CONNECT_S, _CONNECT_MAX_S = 120, 7200  # HCCL_CONNECT_TIMEOUT: default, greatest
 _EXEC_S, _EXEC_MAX_S, _EXEC_UNIT_S = 1836, 17340, 68  # HCCL_EXEC_TIMEOUT: default, greatest, rounded down to units
 _SMI_TIMEOUT_S = 20.0
+_VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
 
 
 def visible_devices(node_env: Mapping[str, str]) -> tuple[int, ...]:
     """The devices that Ray gave to this node's agent, in the order in which msrun hands them to local ranks."""
-    given = node_env.get("ASCEND_RT_VISIBLE_DEVICES", "")
+    given = node_env.get(_VISIBLE, "")
     return tuple(sorted(int(device) for device in given.split(",") if device.strip()))
 
 
+def misgiven(node_env: Mapping[str, str], wanted: int) -> str | None:
+    """What is wrong with the devices that this node's agent has, in words; None if they are `wanted` different ones.
+
+    Ray gives each agent its own, unless it is told not to; then any two attempts on the node would use the same.
+    """
+    given = node_env.get(_VISIBLE)
+    try:
+        num_seen = len(set(visible_devices(node_env)))
+    except ValueError:
+        num_seen = -1  # no list of numbers
+    if num_seen == wanted:
+        return None
+    return f"{_VISIBLE} is {given!r}" if given is not None else f"{_VISIBLE} is not set"
+
+
 def environment(
-    node_env: Mapping[str, str], *, interface: str | None, base_port: int | None, start_timeout_s: float
+    node_env: Mapping[str, str],
+    *,
+    interface: str | None,
+    base_port: int | None,
+    start_timeout_s: float,
+    log_dir: str,
 ) -> dict[str, str]:
     """What the workers of an attempt get beside the job's own variables, which win over these.
 
@@ -55,6 +76,9 @@ def environment(
     shorter than that, or a peer that never connects would be reported as a slow one.
     """
     env = {name: node_env[name] for name in FROM_NODE if name in node_env}
+    if _VISIBLE in env:  # CANN supports ascending order only, and reads up to the first blank
+        env[_VISIBLE] = ",".join(map(str, visible_devices(node_env)))
+    env["ASCEND_PROCESS_LOG_PATH"] = log_dir  # else $HOME/ascend/log, where one attempt's lie among all others'
     connect_s = int(min(max(start_timeout_s, _CONNECT_S), _CONNECT_MAX_S))
     units = -(-connect_s // _EXEC_UNIT_S) + 1
     env["HCCL_CONNECT_TIMEOUT"] = str(connect_s)

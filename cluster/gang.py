@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import ray
@@ -21,6 +22,7 @@ from ray.exceptions import (
     ActorUnavailableError,
     ActorUnschedulableError,
     GetTimeoutError,
+    OutOfMemoryError,
     RayActorError,
     RayError,
 )
@@ -30,7 +32,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from cluster.launch import LaunchPlan
 from cluster.node.agent import NAMESPACE, Agent, agent_name
-from cluster.node.ending import certify
+from cluster.node.certify import certify
 from cluster.preflight import code, facts
 from cluster.register import HeadRegister, translated
 from jobs import ascend
@@ -206,7 +208,8 @@ class Gangs:
             return NodeView(node_rank=node_rank, answer="pending")
         except ActorUnavailableError as error:
             return NodeView(node_rank=node_rank, answer="unreachable", detail=str(error))
-        except (RayActorError, ActorPlacementGroupRemoved, ActorUnschedulableError) as error:
+        # Of an actor that Ray's memory monitor killed it says so with an error that is no RayActorError.
+        except (RayActorError, OutOfMemoryError, ActorPlacementGroupRemoved, ActorUnschedulableError) as error:
             return NodeView(node_rank=node_rank, answer="dead", detail=" ".join(str(error).split()))
         except RayError as error:  # about this one agent only; what it means is not known
             return NodeView(node_rank=node_rank, answer="unreachable", detail=" ".join(str(error).split()))
@@ -291,13 +294,21 @@ _LAST_TASK: Any = ray.remote(max_calls=1)(_nothing)  # its process ends with it
 
 def _task_on(function: Any, node_id: str, *, runtime_env: dict[str, Any] | None = None) -> Any:
     """A task for that very node, beside whatever runs there; of a function, or one that is remote already."""
-    remote = function if isinstance(function, RemoteFunction) else ray.remote(function)
-    return remote.options(
+    return _remote(function).options(
         num_cpus=0,
         scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
         max_retries=0,
         runtime_env=runtime_env or {},
     )
+
+
+@cache
+def _remote(function: Any) -> Any:
+    """The function as Ray runs it, made once: the head keeps each one that is made anew, pickled, for ever.
+
+    Pickled by Ray with its first call in a connection, so it may be made before there is one.
+    """
+    return function if isinstance(function, RemoteFunction) else ray.remote(function)
 
 
 def _with_code(plan: LaunchPlan, node_rank: int) -> dict[str, Any]:

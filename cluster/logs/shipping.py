@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ from cluster.logs.files import give_back
 from cluster.node.ending import say
 from cluster.node.msrun import build_msrun
 from cluster.node.processes import find_by_environment, started_at
+from cluster.preflight.in_use import hold_code
 from jobs import contract
 from jobs.errors import RetryableError, RexError
 
@@ -57,6 +58,7 @@ class Order:
     protocol: str
     keep_attempts: int
     bound_bytes: int
+    code_root: str = ""  # the folder of brought code from which the process runs
 
     @property
     def directory(self) -> Path:
@@ -74,6 +76,7 @@ def start_shipping(plan: LaunchPlan, node_rank: int) -> None:
         protocol=plan.env.get(contract.ENV_COMMIT_PROTOCOL, "create-only"),
         keep_attempts=plan.keep_attempts,
         bound_bytes=plan.work_bound_bytes,
+        code_root=plan.code_root(node_rank),
     )
     if not order.directory.is_dir() or not order.store:
         return  # nothing was written, or nowhere to bring it
@@ -95,8 +98,10 @@ def start_shipping(plan: LaunchPlan, node_rank: int) -> None:
 
 def _environment(plan: LaunchPlan, node_rank: int) -> dict[str, str]:
     """A worker's: the credentials that the job's spec names, and no others."""
+    # It has no CPUs and no devices of its own, and what cannot be bound or counted is not to keep it from starting.
+    plain = replace(plan, bind="none", npus_per_node=0)
     worker = build_msrun(
-        plan, node_rank=node_rank, master_addr="", master_port=0, cpus=(), socket_name="", node_env=os.environ
+        plain, node_rank=node_rank, master_addr="", master_port=0, cpus=(), socket_name="", node_env=os.environ
     )
     env = {name: value for name, value in worker.env.items() if name not in _NOT_OURS}
     env.update({name: os.environ[name] for name in _OWN if name in os.environ})
@@ -178,6 +183,7 @@ def _end_stuck(job: str) -> None:
 
 def main() -> int:
     order = Order(**json.loads(sys.argv[1]))
+    hold_code(order.code_root)  # before who started us may end, who holds it as well
     if os.fork() > 0:
         return 0  # whoever started us waits for this one; the other belongs to init
     os.setsid()

@@ -39,6 +39,7 @@ from jobs.errors import ClusterUnreachable, SpecError
 _LOG = logging.getLogger("rexctl.agent")
 NAMESPACE = "rexctl"
 _SILENT_SHARE = 3  # of a lease: a supervisor says that it is alive every second; one that was stopped does not
+_ASK_S = 0.05  # between two questions for node 0's address: it is there within a second, or nobody comes
 _SILENT_LEAST_S = 10.0  # it may be writing stacks, for up to 8 s
 
 
@@ -187,7 +188,7 @@ class Agent:
                 answer = None  # not there yet: the gang's nodes start in any order
             self._master = tuple(answer) if answer else None
             if self._master is None:
-                time.sleep(0.2)
+                time.sleep(_ASK_S)
 
     def _start_supervisor(self) -> socket.socket | None:
         while self._lease_until is None and self._stop is None:

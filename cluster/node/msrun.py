@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from jobs import contract
 INHERITED = ("HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MS_NODE_S = 30.0  # MindSpore's own patience with a silent process of the cluster
+
+PLOG = "plog"  # in an attempt's folder: where CANN and HCCL write their own logs
 
 # Seconds between a worker's looks at whether the cluster has formed: MindSpore takes a random number of 3 to 5, which
 # is most of a small job's start (measured: 11 s become 8); a large one would flood its scheduler.
@@ -76,13 +79,21 @@ def build_msrun(
     if plan.npus_per_node:
         env.update(
             ascend.environment(
-                node_env, interface=interface, base_port=hccl_base_port, start_timeout_s=plan.start_timeout_s
+                node_env,
+                interface=interface,
+                base_port=hccl_base_port,
+                start_timeout_s=plan.start_timeout_s,
+                log_dir=str(directory / PLOG),
             )
         )
         path += ascend.tool_path(node_env)
         devices = ascend.visible_devices(node_env)
-    env.update({name: node_env[name] for name in plan.from_env if name in node_env})
+    named = {name: node_env[name] for name in plan.from_env if name in node_env}
+    python_paths = [source.get("PYTHONPATH") for source in (plan.env, named, env)]  # code, the job's own, then CANN's
+    env.update(named)
     env.update(plan.env)
+    if any(python_paths):
+        env["PYTHONPATH"] = _joined(python_paths)
     if plan.world_size <= QUICK_RETRY_WORKERS and not QUICK_RETRY.keys() & env.keys():
         env.update(QUICK_RETRY)
     env.update(
@@ -115,3 +126,8 @@ def build_msrun(
         *plan.program,
     )
     return MsrunCommand(argv=argv, env=env, cwd=str(directory / "cwd"))
+
+
+def _joined(paths: Iterable[str | None]) -> str:
+    """One search path of several, each folder once."""
+    return os.pathsep.join(dict.fromkeys(part for path in paths for part in (path or "").split(os.pathsep) if part))

@@ -33,11 +33,11 @@ from cluster.lease import boottime
 from cluster.logs.files import NODE_LOGS, SCHEDULER_LOG, LogKeeper, log_path, worker_log
 from cluster.logs.shipping import start_shipping
 from cluster.node import binding, stacks
+from cluster.node.certify import certified_before
 from cluster.node.cpus import CpuClaim
 from cluster.node.ending import (
     ENV_SUPERVISES,
     blank_record,
-    certified_before,
     failed,
     outcomes_on_disk,
     say,
@@ -55,6 +55,7 @@ from cluster.node.shims import Shims
 from cluster.node.work import WorkMeter, work_seconds
 from cluster.outcome.last_words import OomCount
 from cluster.outcome.stops import AGENT_GONE, LEASE_OVER, PEER_FAULT, PEER_HANGS
+from cluster.preflight.in_use import hold_code
 from jobs.contract import ENV_TOKEN, Exit, Outcome, Phase, checked_heartbeat
 
 _TICK_S = 0.1
@@ -403,6 +404,7 @@ def _supervise(directory: Path, link: Link, calls: Sequence[socket.socket]) -> N
     start = json.loads((directory / START_FILE).read_text())
     plan = LaunchPlan.from_json(start["plan"])
     node_rank, master = int(start["node_rank"]), (start["master_addr"], int(start["master_port"]))
+    hold_code(plan.code_root(node_rank))
     peers = Peers(plan.token, node_rank, plan.nodes)
     interface, lease_until = start["interface"] or None, float(start["lease_until"])
     supervisor = Supervisor(

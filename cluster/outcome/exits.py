@@ -1,6 +1,7 @@
 """What the end of a process means: one table, first match wins. No I/O; `docs/exits.md` is written from it.
 
-A row matches by exit code, by signal, by the kernel's count of processes killed for memory, by words in the last lines.
+A row matches by exit code, by signal, by the kernel's count of processes killed for memory, by words in the last lines
+(for what programs also survive and go on after, only where they fail of it: `own_words`).
 Codes of the contract come first: what a program says of itself is believed. Rows marked `seen` False come from
 documentation and other people's logs: nobody here has had the hardware.
 """
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from cluster.outcome.last_words import own_words
 from jobs.budgets import Cause
 from jobs.contract import Exit
 
@@ -50,6 +52,7 @@ class Rule:
     signal: int | None = None
     killed_in: str | None = None  # "cgroup" or "host": where the kernel's count of OOM kills grew
     words: str | None = None  # regular expression, searched in the last lines; its named groups go into `says`
+    own: bool = False  # words that a program also says of what it survives: only what `own_words` leaves counts
     scheduler: bool = False  # of msrun's scheduler process only
     follows: bool = False  # usually the echo of another rank's end: that one is blamed if there is one
     seen: bool = True  # on a machine of ours; the recorded outputs say where the others come from
@@ -148,6 +151,7 @@ TABLE: tuple[Rule, ...] = (
         cause=Cause.CRASH,
         words=r"\bMemoryError\b|std::bad_alloc|Cannot allocate memory|malloc (?:memory )?failed|Allocate memory failed"
         r"|Unable to allocate",
+        own=True,
         says="out of memory, by its own words",
         hint="a limit (ulimit -v, cgroup) or the host's memory is reached: raise it, or use less",
     ),
@@ -156,6 +160,7 @@ TABLE: tuple[Rule, ...] = (
         kind=Kind.INFRASTRUCTURE,
         cause=Cause.INFRASTRUCTURE,
         words=r"No space left on device|Disk quota exceeded",
+        own=True,
         says="a disk of this node is full",
         hint="free space under work_root, or point it at another disk",
     ),
@@ -261,7 +266,7 @@ TABLE: tuple[Rule, ...] = (
         cause=Cause.INFRASTRUCTURE,
         words=rf"{_cann('EI[0-9]{4}', 'EJ[0-9]{4}')}|HcclCommInitRootInfo\S* failed|HcclAllReduce\S* failed",
         says="HCCL failed{cann}",
-        hint="see the plog of every rank: the first error in time is the cause",
+        hint="see CANN's logs in `plog` of the attempt's folder on every node: the first error in time is the cause",
         follows=True,
         seen=False,
     ),
@@ -280,7 +285,7 @@ TABLE: tuple[Rule, ...] = (
         cause=Cause.CRASH,
         words=_cann("EE[0-9]{4}", "EL[0-9]{4}", "EZ[0-9]{4}", "EH[0-9]{4}"),
         says="the device's runtime failed{cann}",
-        hint="an operator, a driver call or the device itself: see the plog of this rank",
+        hint="an operator, a driver call or the device itself: see CANN's logs in `plog` of the attempt's folder there",
         seen=False,
     ),
     Rule(
@@ -319,6 +324,7 @@ TABLE: tuple[Rule, ...] = (
         kind=Kind.CONFIGURATION,
         cause=Cause.CRASH,
         words=r"(?m:^(?:ModuleNotFoundError|ImportError): )",
+        own=True,
         says="a package is missing or another one than expected on this node",
         hint="compare the environments of the nodes: `rexctl nodes`",
     ),
@@ -328,9 +334,10 @@ TABLE: tuple[Rule, ...] = (
 
 def explain(outcome: Mapping[str, Any]) -> Meaning:
     """What an outcome (see `jobs.contract.Outcome`) means, by the first row that fits; the last one fits everything."""
-    text = "\n".join(str(outcome.get(name) or "") for name in ("tail", "reason"))
+    tail, reason = (str(outcome.get(name) or "") for name in ("tail", "reason"))
+    everything, own = f"{tail}\n{reason}", own_words(reason, tail)
     for rule in TABLE:
-        found = _matches(rule, outcome, text)
+        found = _matches(rule, outcome, own if rule.own else everything)
         if found is not None:
             return Meaning(rule=rule, says=rule.says.format(**found))
     raise AssertionError("the last row of the table fits everything")

@@ -18,7 +18,7 @@ _LAST_LINES = 12
 _LINE_CHARS = 400
 _REASON_CHARS = 300
 # An exception's own line, as the interpreter prints it: it starts in the first column.
-_RAISED = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Interrupt|Warning|Exit)(?::|$)")
+RAISED = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Interrupt|Warning|Exit)(?::|$)")
 # Lines that may tell why, whatever came after them: errors of Python, MindSpore's logger, CANN (EI0006 and the like).
 _TELLING = re.compile(
     r"Error|Exception|Traceback|\[CRITICAL\]|\[ERROR\]|\bE[A-Z]\d{4}\b|registered node number|Kill this process"
@@ -35,13 +35,27 @@ def last_words(text: str) -> tuple[str, str]:
     The tail holds the last lines as they are and, before them, those that look like errors.
     """
     lines = [line.rstrip()[:_LINE_CHARS] for line in text.splitlines() if line.strip()]
-    raised = [line for line in lines if _RAISED.match(line)]
+    raised = [line for line in lines if RAISED.match(line)]
     errors = [line for line in lines if "[CRITICAL]" in line or "[ERROR]" in line]
     spoken = [line.strip() for line in lines if not _ROUTINE.match(line)]
     reason = (raised or errors or [" | ".join(spoken[-5:])])[-1]
     earlier = [line for line in lines[:-_LAST_LINES] if _TELLING.search(line)]
     tail = "\n".join(_said_last([*earlier, *lines[-_LAST_LINES:]]))
     return reason[:_REASON_CHARS].strip(), tail[-_KEEP_CHARS:]
+
+
+def own_words(reason: str, tail: str) -> str:
+    """Of what `last_words` found, what tells of a failure of this very process.
+
+    That is the reason, what came with it or behind it, and earlier lines that are errors by their form (a chain of
+    exceptions begins with its cause). Other earlier lines tell of what the process went on after: a full disk, say,
+    that made it keep its points in memory.
+    """
+    lines = tail.splitlines()
+    at = [number for number, line in enumerate(lines) if reason and line.strip().startswith(reason)]
+    since = at[-1] if at else len(lines)
+    earlier = [line for line in lines[:since] if RAISED.match(line) or "[CRITICAL]" in line or "[ERROR]" in line]
+    return "\n".join([*earlier, *lines[since:], reason])
 
 
 def _said_last(lines: Iterable[str]) -> list[str]:

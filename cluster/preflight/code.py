@@ -7,12 +7,15 @@ node is pickled by value.
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import shutil
 import tempfile
+import time
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +23,7 @@ from pathlib import Path
 from cluster.preflight.facts import PACKAGES, code_digest, installed_folders, package_files
 
 _DISTRIBUTION = "rexnet-orchestrator"
+_UNUSED_S = 86400.0  # the census asks for the code that it wants every five minutes, and that makes it new again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +62,20 @@ def folders_below(root: Path) -> dict[str, Path]:
 
 
 def unpack(archive: bytes, digest: str, work_root: str) -> str:
-    """Put our packages to `<work_root>/code/<digest>` on this node and return that path. Idempotent; several nodes may
-    share the folder. OSError if it cannot be written or does not hold what it should."""
+    """Put our packages to `<work_root>/code/<digest>` on this node and return that path; old ones that nobody uses go.
+
+    Idempotent; several nodes may share the folder. OSError if it cannot be written or does not hold what it should.
+    """
     target = Path(work_root) / "code" / digest
-    if code_digest(folders_below(target)) == digest:
-        return str(target)
+    if code_digest(folders_below(target)) != digest:
+        _unpack(archive, digest, target)
+    with suppress(OSError):  # another user's: then that one's processes make it new
+        os.utime(target)
+    remove_unused(target.parent, keep=digest)
+    return str(target)
+
+
+def _unpack(archive: bytes, digest: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=target.parent))
     try:
@@ -81,4 +94,25 @@ def unpack(archive: bytes, digest: str, work_root: str) -> str:
     shutil.rmtree(target / "damaged", ignore_errors=True)
     if code_digest(folders_below(target)) != digest:
         raise OSError(f"{target} does not hold what was sent")
-    return str(target)
+
+
+def remove_unused(folder: Path, *, keep: str, unused_s: float = _UNUSED_S) -> None:
+    """Remove from the folder of codes what nobody has asked for in `unused_s`, nor runs from (`in_use.hold_code`).
+
+    Half unpacked folders count as well: whoever was at it is gone. What cannot be removed stays.
+    """
+    for path in folder.iterdir():
+        if path.name == keep or path.is_symlink() or not path.is_dir():
+            continue
+        with suppress(OSError):  # held by somebody, gone by now, or another user's
+            _remove_unused(path, unused_s)
+
+
+def _remove_unused(path: Path, unused_s: float) -> None:
+    held = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if time.time() - os.fstat(held).st_mtime > unused_s:
+            shutil.rmtree(path, ignore_errors=True)
+    finally:
+        os.close(held)

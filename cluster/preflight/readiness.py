@@ -15,6 +15,7 @@ from dataclasses import replace
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
+from cluster import ascend
 from cluster.launch import LaunchPlan
 from cluster.preflight.facts import code_digest, free_bytes, installed_folders
 from jobs.contract import Exit
@@ -37,6 +38,13 @@ def why_not_ready(plan: LaunchPlan, node_rank: int) -> tuple[str, Exit] | None:
         return (
             f"{host} has {free / 2**20:.0f} MiB free for {plan.work_root}, fewer than the "
             f"{plan.min_free_bytes / 2**20:.0f} of min_free_disk_gib",
+            Exit.INFRASTRUCTURE,
+        )
+    if plan.npus_per_node and (given := ascend.misgiven(os.environ, plan.npus_per_node)):
+        # The node's administrator has to mend it; another node may be in order.
+        return (
+            f"{given} on {host}, where Ray was to give the attempt {plan.npus_per_node} NPUs of its own: start Ray "
+            "there without RAY_EXPERIMENTAL_NOSET_ASCEND_RT_VISIBLE_DEVICES",
             Exit.INFRASTRUCTURE,
         )
     if plan.data_dir and (seen := _seen(plan.data_dir, Path.is_dir, "a directory")):

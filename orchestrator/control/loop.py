@@ -115,11 +115,11 @@ class Loop:
         verdicts = self.census.verdicts(self.following.teardown.silent)
         nodes, left_out = [], []
         for node in self.store.nodes():
-            verdict = verdicts[node["id"]]
+            verdict, seen = verdicts[node["id"]], {name: node[name] for name in ("id", "cpus", "npus", "address")}
             if verdict.standing is Standing.USABLE:
-                nodes.append(Capacity(id=node["id"], cpus=node["cpus"], npus=node["npus"]))
+                nodes.append(Capacity(**seen))
             elif verdict.standing is not Standing.LOST:
-                left_out.append(LeftOut(id=node["id"], cpus=node["cpus"], npus=node["npus"], reason=verdict.reason))
+                left_out.append(LeftOut(**seen, reason=verdict.reason))
         waiting, holding = [], []
         for row in [*self.store.jobs(active=False), *self.store.jobs(active=True)]:
             demand = Demand.of(row.spec.gang)

@@ -224,5 +224,7 @@ def _blame(with_them: _Free, demand: Demand, left_out: Sequence[LeftOut]) -> str
 def _too_large(demand: Demand, nodes: Sequence[Capacity]) -> str:
     have = "; ".join(sorted({f"{sum(str(n) == str(m) for n in nodes)} x {m}" for m in nodes})) or "no node"
     hosts = len({node.address or node.id for node in nodes})
-    on_hosts = f" on {hosts} host{'s' * (hosts != 1)}, of which a gang takes one node each" if hosts < len(nodes) else ""
+    on_hosts = (
+        f" on {hosts} host{'s' * (hosts != 1)}, of which a gang takes one node each" if hosts < len(nodes) else ""
+    )
     return f"needs {demand}; the cluster has {have}{on_hosts}"

@@ -17,7 +17,7 @@ from typing import Any
 from cluster.gang import Gangs, NodeView
 from cluster.launch import LaunchPlan
 from cluster.lease import Watch
-from cluster.node.ending import certify
+from cluster.node.certify import certify
 from cluster.node.released import left
 from cluster.preflight.facts import incarnation
 from jobs.errors import ClusterUnreachable
@@ -26,6 +26,7 @@ from orchestrator.control.provider import Provider
 from orchestrator.store import AttemptRow, JobRow, Store
 
 _LOG = logging.getLogger("rexctl.teardown")
+_RAYS_WORD = 300  # characters of what Ray says of an agent's death
 _PORT_S = 30.0  # after which a master port that is still taken counts as a stranger's
 _PLACING_S = 5.0  # an agent that was never heard of for so long may be called off
 
@@ -185,7 +186,14 @@ class Teardown:
             return None
         if record.get("unattended") and (row.id, attempt.number) in self._disobeyed:
             return {**record, "message": f"the agent on {node['host']} did not end when it was told to and was killed"}
-        return record
+        return record | self._why_dead(record, view)
+
+    @staticmethod
+    def _why_dead(record: Record, view: NodeView) -> Record:
+        """Ray's word on an agent of which nobody else can tell why it died: killed for memory, say."""
+        if not record.get("unattended") or view.answer != "dead" or not view.detail:
+            return {}
+        return {"message": f"{record['message']}: {view.detail[:_RAYS_WORD]}"}
 
     def _is_free(self, row: JobRow, view: NodeView, record: Record) -> bool:
         """Does this certificate leave nothing on the node? What it leaves is told once."""

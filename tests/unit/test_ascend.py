@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.ascend import devices, devices_in_use, environment, tool_path, visible_devices
+from cluster.ascend import devices, devices_in_use, environment, misgiven, tool_path, visible_devices
 
 RECORDED = Path(__file__).with_name("recorded") / "npu-smi"
 
@@ -57,9 +57,25 @@ def test_devices_are_those_that_ray_gave_in_msruns_order() -> None:
     assert visible_devices({}) == ()
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("6,4", None),
+        (None, "ASCEND_RT_VISIBLE_DEVICES is not set"),
+        ("", "ASCEND_RT_VISIBLE_DEVICES is ''"),
+        ("0,1,2,3", "ASCEND_RT_VISIBLE_DEVICES is '0,1,2,3'"),
+        ("4,4", "ASCEND_RT_VISIBLE_DEVICES is '4,4'"),
+        ("NoDevFiles", "ASCEND_RT_VISIBLE_DEVICES is 'NoDevFiles'"),
+    ],
+)
+def test_devices_that_are_not_the_attempts_own_are_told(given: str | None, said: str | None) -> None:
+    node_env = {} if given is None else {"ASCEND_RT_VISIBLE_DEVICES": given}
+    assert misgiven(node_env, 2) == said
+
+
 def test_time_to_connect_covers_the_start_and_a_collective_is_given_no_less() -> None:
     for start_s, connect, execute in ((10, 120, 1836), (600, 600, 1836), (3000, 3000, 3128), (99999, 7200, 7276)):
-        env = environment({}, interface=None, base_port=None, start_timeout_s=start_s)
+        env = environment({}, interface=None, base_port=None, start_timeout_s=start_s, log_dir="/plog")
         assert (env["HCCL_CONNECT_TIMEOUT"], env["HCCL_EXEC_TIMEOUT"]) == (str(connect), str(execute))
 
 
@@ -69,7 +85,7 @@ def test_of_the_nodes_paths_only_canns_own_are_taken() -> None:
         "PYTHONPATH": "/usr/local/Ascend/ascend-toolkit/latest/python/site-packages:/home/me/hacks",
         "PATH": "/home/me/bin:/usr/local/Ascend/ascend-toolkit/latest/compiler/ccec_compiler/bin:/usr/bin",
     }
-    env = environment(node, interface="eth1", base_port=23000, start_timeout_s=600)
+    env = environment(node, interface="eth1", base_port=23000, start_timeout_s=600, log_dir="/plog")
     assert env["PYTHONPATH"] == "/usr/local/Ascend/ascend-toolkit/latest/python/site-packages"
     assert (env["HCCL_SOCKET_IFNAME"], env["HCCL_IF_BASE_PORT"]) == ("=eth1", "23000")
     assert tool_path(node) == ["/usr/local/Ascend/ascend-toolkit/latest/compiler/ccec_compiler/bin"]

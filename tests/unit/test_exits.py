@@ -108,6 +108,47 @@ def test_retries_of_a_healthy_start_do_not_explain_a_later_kill() -> None:
     assert explain({"rank": 0, "code": 3, "signal": None, "tail": tail}).rule.name == "program"
 
 
+KEPT = (
+    "2026-11-24 10:00:00,000 WARNING rexnet.journal action=journal cause=[Errno 28] No space left on device: "
+    "its points are kept in memory until there is room"
+)
+
+
+@pytest.mark.parametrize(
+    ("code", "killer", "then", "row"),
+    [
+        (1, None, "Traceback (most recent call last):\nRuntimeError: shapes do not match", "program"),
+        (None, 11, "".join(f"step {i}: so far so good\n" for i in "abcdef"), "segmentation_fault"),
+        (1, None, "Traceback (most recent call last):\nOSError: [Errno 28] No space left on device", "disk_full"),
+    ],
+)
+def test_what_a_program_went_on_after_does_not_explain_its_end(
+    code: int | None, killer: int | None, then: str, row: str
+) -> None:
+    """rexnet's own harmless word of a full disk, and what came much later."""
+    reason, tail = last_words(f"{KEPT}\nstep 8\n{then}\n")
+    assert "kept in memory" in tail
+    assert explain({"rank": 0, "code": code, "signal": killer, "reason": reason, "tail": tail}).rule.name == row
+
+
+@pytest.mark.parametrize(
+    ("said", "row"),
+    [
+        (
+            "Traceback (most recent call last):\nOSError: [Errno 28] No space left on device\n\n"
+            "The above exception was the direct cause of the following exception:\n\n"
+            "Traceback (most recent call last):\nValueError: cannot save",
+            "disk_full",
+        ),
+        ("[ERROR] DEVICE(1,7f): malloc memory failed\nRuntimeError: Exec graph failed", "oom_program"),
+        ("[ERROR] ME(1,7f): odd\nterminate called after throwing an instance of 'std::bad_alloc'", "oom_program"),
+    ],
+)
+def test_cause_of_an_exception_and_what_is_said_behind_an_error_count(said: str, row: str) -> None:
+    reason, tail = last_words(said)
+    assert explain({"rank": 0, "code": 1, "signal": None, "reason": reason, "tail": tail}).rule.name == row
+
+
 def test_every_row_can_be_reached_and_only_the_last_fits_everything() -> None:
     names = [rule.name for rule in TABLE]
     assert len(names) == len(set(names)) and names[-1] == "program"

@@ -14,6 +14,7 @@ import pytest
 from cluster.launch import LaunchPlan
 from cluster.node.binding import options, problem, shares
 from cluster.node.msrun import MsrunCommand, build_msrun
+from cluster.preflight.readiness import with_code
 from rexnet.world import share_of
 
 RECORDED = Path(__file__).with_name("recorded") / "commands"
@@ -103,8 +104,32 @@ def test_nothing_is_inherited_by_accident() -> None:
     for name in ("MY_SECRET", "LD_PRELOAD", "MS_ROLE", "MS_DEV_JIT_SYNTAX_LEVEL", "HCCL_DETERMINISTIC"):
         assert name not in env
     assert env["HOME"] == "/root" and env["HCCL_WHITELIST_DISABLE"] == "1"
-    assert env["ASCEND_RT_VISIBLE_DEVICES"] == "7,6,4,5", "as Ray gave them"
+    assert env["ASCEND_RT_VISIBLE_DEVICES"] == "4,5,6,7", "those that Ray gave, in CANN's only order"
     assert env["HCCL_EXEC_TIMEOUT"] == "1836", "not the node's"
+
+
+def test_brought_code_and_the_jobs_own_modules_come_before_canns() -> None:
+    cann = "/usr/local/Ascend/ascend-toolkit/latest/python/site-packages"
+    brought = replace(PLAN, code_roots=("", "/code/x"))
+    mine = replace(brought, env={"PYTHONPATH": "/mine"})
+    on_node = {**NODE, "PYTHONPATH": f"/code/x:{NODE['PYTHONPATH']}"}  # as Ray starts an agent there
+    assert build(with_code(brought, 1), **on_node).env["PYTHONPATH"] == f"/code/x:{cann}"
+    assert build(with_code(mine, 1), **on_node).env["PYTHONPATH"] == f"/code/x:/mine:{cann}"
+    assert build(replace(PLAN, env={"PYTHONPATH": "/mine"}), **NODE).env["PYTHONPATH"] == f"/mine:{cann}"
+    named = replace(brought, from_env=("PYTHONPATH",))
+    assert build(with_code(named, 1), **on_node).env["PYTHONPATH"] == f"/code/x:{cann}:/root/hacks"
+
+
+def test_cann_writes_its_logs_to_the_attempts_folder() -> None:
+    name = "ASCEND_PROCESS_LOG_PATH"
+    assert build(**{**NODE, name: "/root/ascend"}).env[name] == "/scratch/rex/quickstart-abc/attempt-2/node-1/plog"
+    assert build(replace(PLAN, env={name: "/mine"}), **NODE).env[name] == "/mine"
+
+
+def test_ranks_get_devices_and_cpus_in_the_same_order() -> None:
+    command = build(replace(PLAN, bind="cores"), **NODE)
+    (table,) = (word.partition("=")[2] for word in command.argv if word.startswith("--bind_core="))
+    assert list(json.loads(table)) == [f"device{n}" for n in command.env["ASCEND_RT_VISIBLE_DEVICES"].split(",")]
 
 
 def test_nothing_of_ascend_reaches_a_cpu_job() -> None:

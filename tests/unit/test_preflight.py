@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import subprocess
+import sys
+import time
 from importlib import metadata
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from cluster.launch import LaunchPlan
+from cluster.node import supervisor
+from cluster.node.released import START_FILE
 from cluster.preflight import code, facts
+from cluster.preflight.in_use import hold_code
 from cluster.preflight.readiness import can_import, why_not_ready, with_code
 from jobs import ascend
 from jobs.contract import Exit
@@ -134,6 +142,94 @@ def test_unpacked_code_has_the_digest_of_what_was_read_and_is_unpacked_once(
     assert code.read_code(packages) == ours
 
 
+def aged(folder: Path, days: float) -> Path:
+    """A folder beside unpacked code, last asked for so long ago."""
+    (folder / "cluster").mkdir(parents=True)
+    (folder / "cluster" / "__init__.py").write_text("")
+    at = time.time() - days * 86400
+    os.utime(folder, (at, at))
+    return folder
+
+
+def runs_from(root: Path) -> subprocess.Popen[bytes]:
+    """A process that holds that code until it is killed."""
+    script = (
+        "import sys; from cluster.preflight import in_use; in_use.hold_code(sys.argv[1]); print(flush=True); input()"
+    )
+    command = [sys.executable, "-c", script, str(root)]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout is not None and holder.stdout.readline()
+    return holder
+
+
+def test_code_that_nobody_has_used_for_a_day_goes_and_what_somebody_runs_from_stays(
+    packages: dict[str, Path], tmp_path: Path
+) -> None:
+    ours = code.read_code(packages)
+    root = Path(code.unpack(ours.archive, ours.digest, str(tmp_path)))
+    old, recent = aged(root.parent / ("1" * 64), 1.5), aged(root.parent / ("2" * 64), 0.5)
+    used, orphan = aged(root.parent / ("3" * 64), 30), aged(root.parent / ".unpacking-x", 2)
+    (root.parent / "note").write_text("not ours to remove")
+    with runs_from(used) as holder:
+        code.unpack(ours.archive, ours.digest, str(tmp_path))
+        assert sorted(root.parent.iterdir()) == sorted([root, recent, used, root.parent / "note"])
+        assert not old.exists() and not orphan.exists()
+        holder.kill()
+    code.unpack(ours.archive, ours.digest, str(tmp_path))
+    assert not used.exists() and recent.exists()
+
+
+def test_code_that_is_asked_for_is_as_new_as_the_question(packages: dict[str, Path], tmp_path: Path) -> None:
+    """The census asks every five minutes; else the one in use would look as old as its first unpacking."""
+    ours = code.read_code(packages)
+    root = Path(code.unpack(ours.archive, ours.digest, str(tmp_path)))
+    os.utime(root, (1.0, 1.0))
+    code.unpack(b"not needed", ours.digest, str(tmp_path))
+    assert time.time() - root.stat().st_mtime < 3600
+    code.remove_unused(root.parent, keep="another digest")
+    assert root.is_dir()
+
+
+def test_supervisor_holds_the_code_that_was_brought_to_its_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class HeldError(Exception):
+        pass
+
+    def hold(root: str) -> None:
+        raise HeldError(root)  # far enough for this test
+
+    plan = launch(tmp_path, nodes=2, code_roots=("", "/code/x"))
+    start = {"plan": plan.to_json(), "node_rank": 1, "master_addr": "a", "master_port": 1}
+    (tmp_path / START_FILE).write_text(json.dumps(start))
+    monkeypatch.setattr(supervisor, "hold_code", hold)
+    with pytest.raises(HeldError, match=r"^/code/x$"):
+        supervisor._supervise(tmp_path, cast(Any, None), [])
+
+
+def test_holding_no_code_or_one_that_is_gone_is_no_error(tmp_path: Path) -> None:
+    hold_code("")
+    hold_code(str(tmp_path / "gone"))
+
+
+def test_what_runs_on_a_node_with_older_code_brings_its_own_functions(tmp_path: Path) -> None:
+    """Pickled by value, as `cluster.gang` does: run where none of our packages can be imported."""
+    import ray
+
+    import cluster.gang  # noqa: F401 - registers what is pickled by value
+
+    pickled = tmp_path / "unpack"
+    pickled.write_bytes(ray.cloudpickle.dumps(code.remove_unused))
+    gone, kept = aged(tmp_path / "code" / "old", 2), aged(tmp_path / "code" / "new", 0)
+    script = (
+        "import pickle, sys; from pathlib import Path\n"
+        "for name in ('cluster', 'jobs', 'rexnet'): sys.modules[name] = None\n"
+        "pickle.loads(Path(sys.argv[1]).read_bytes())(Path(sys.argv[2]), keep='none')\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(pickled), str(tmp_path / "code")], check=True, cwd="/")
+    assert kept.is_dir() and not gone.exists()
+
+
 def test_damaged_code_is_unpacked_anew_and_what_is_not_as_said_is_refused(
     packages: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -187,6 +283,20 @@ def test_what_a_node_lacks_is_one_sentence_that_names_it(
     lack = why_not_ready(launch(tmp_path, **changes), 0)
     assert lack is not None and lack[1] is code_said
     assert said.replace("HOST", socket.gethostname()) in lack[0] and socket.gethostname() in lack[0]
+
+
+def test_node_on_which_ray_gives_no_devices_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With RAY_EXPERIMENTAL_NOSET_ASCEND_RT_VISIBLE_DEVICES any two attempts would use the same."""
+    plan = launch(tmp_path, npus_per_node=2)
+    monkeypatch.delenv("ASCEND_RT_VISIBLE_DEVICES", raising=False)
+    lack = why_not_ready(plan, 0)
+    assert lack is not None and lack[1] is Exit.INFRASTRUCTURE
+    assert lack[0] == (
+        f"ASCEND_RT_VISIBLE_DEVICES is not set on {socket.gethostname()}, where Ray was to give the attempt 2 NPUs of "
+        "its own: start Ray there without RAY_EXPERIMENTAL_NOSET_ASCEND_RT_VISIBLE_DEVICES"
+    )
+    monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "7,3")
+    assert why_not_ready(plan, 0) is None
 
 
 def test_file_server_that_does_not_answer_is_not_the_jobs_fault(

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster.logs import shipped
+from cluster.launch import LaunchPlan
+from cluster.logs import shipped, shipping
 from cluster.logs.attempt_folders import folders_of, prune, shipping_result
 from cluster.logs.files import BLOCK, FolderLogs
 from cluster.logs.shipped import ShippedLogs, ship
-from cluster.logs.shipping import Order, ship_and_tidy
+from cluster.logs.shipping import Order, ship_and_tidy, start_shipping
 from cluster.node.ending import ENDED_FILE
 from cluster.storage import open_store
 from cluster.storage.chain.checkpoints import CheckpointStore
@@ -124,6 +125,37 @@ def test_store_that_is_down_is_tried_again_within_bounds_then_told_and_the_next_
         text = f"rank 0 of attempt {attempt}\n".encode()
         assert everything(ShippedLogs(store, attempt, 0), "worker_0.log") == [(0, text)]
     assert all(one.is_shipped for one in folders_of(work, "j"))
+
+
+@pytest.mark.parametrize("bind", ["none", "cores", "numa"])
+def test_shipping_starts_whatever_the_workers_were_bound_to(bind: str, tmp_path: Path) -> None:
+    """It gets a worker's environment without being given CPUs or devices, and the folder that it runs from."""
+    plan = LaunchPlan(
+        job="j", attempt=1, token="t", nodes=1, workers_per_node=2, cpus_per_worker=1, npus_per_node=2, bind=bind,
+        program=("module", "m"), work_root=str(tmp_path), code_roots=("/code/x",), env={"REX_STORE": "file:///o"},
+    )  # fmt: skip
+    assert shipping._environment(plan, 0)["REX_SHIPS"] == "j"
+
+
+def test_shipping_process_is_told_which_code_it_runs_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder(tmp_path, 1)
+    started: list[list[str]] = []
+
+    class Started:
+        def __init__(self, command: list[str], **options: object) -> None:
+            started.append(command)
+
+        def wait(self) -> int:
+            return 0
+
+    monkeypatch.setattr(shipping.subprocess, "Popen", Started)
+    plan = LaunchPlan(
+        job="j", attempt=1, token="t", nodes=1, workers_per_node=1, cpus_per_worker=1, npus_per_node=0,
+        program=("module", "m"), work_root=str(tmp_path), code_roots=("/code/x",), env={"REX_STORE": "file:///o"},
+    )  # fmt: skip
+    start_shipping(plan, 0)
+    (command,) = started
+    assert json.loads(command[-1])["code_root"] == "/code/x"
 
 
 def test_store_that_cannot_be_meant_is_not_tried_again(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from cluster.lease import boottime
 from cluster.node import agent as agent_module
 from cluster.node import ending, shims
 from cluster.node.agent import Agent
-from cluster.node.ending import ENV_SUPERVISES, certify
+from cluster.node.certify import certify
+from cluster.node.ending import ENV_SUPERVISES
 from cluster.node.link import Link
 from cluster.node.peers import Peers
 from cluster.node.processes import is_alive
