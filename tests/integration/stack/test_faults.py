@@ -238,7 +238,7 @@ def test_stopped_ray_node_is_nothing_to_a_job_that_trains(rex: Rex, tmp_path: Pa
 
 def test_campaign_that_is_ended_undoes_its_fault_and_leaves_no_job(rex: Rex, tmp_path: Path) -> None:
     path = tmp_path / "plan.yaml"
-    path.write_text("{kinds: [stop_driver], pause_s: 3000.0, canary: {steps: 600, step_s: 0.1}}")
+    path.write_text("{kinds: [stop_driver], pause_s: 120.0, canary: {steps: 600, step_s: 0.1}}")
     seed = next(seed for seed in range(100) if faults(read_plan(path, seed=seed))[0].at < 0.17)
     before = {row.id for row in rex.store.jobs()}
     campaign = rex.start("chaos", str(path), "--seed", str(seed))
