@@ -75,5 +75,17 @@ def main() -> None:
     except Exception as error:
         if _debug:
             raise
-        print(f"rexctl: a bug: {type(error).__name__}: {error} (with --debug it shows where)", file=sys.stderr)
+        bug = f"a bug: {type(error).__name__}: {error} (with --debug it shows where)"
+        print(f"rexctl: {_why_no_answer(error) or bug}", file=sys.stderr)
         sys.exit(3)
+
+
+def _why_no_answer(error: Exception) -> str | None:
+    """One sentence on a job store that does not answer; None if it is not that."""
+    database = sys.modules.get("sqlalchemy.exc")  # whoever has not asked it has not loaded it
+    if database is None or not isinstance(error, database.OperationalError):
+        return None
+    return (
+        f"the job store does not answer: {error.orig}; nothing was changed. Try again; if it stays locked, the control "
+        "plane may be stopped (SIGSTOP) in the middle of a write: let it go on, or end it, and `rexctl up`"
+    )
