@@ -86,6 +86,6 @@ def _why_no_answer(error: Exception) -> str | None:
     if database is None or not isinstance(error, database.OperationalError):
         return None
     return (
-        f"the job store does not answer: {error.orig}; nothing was changed. Try again; if it stays locked, the control "
-        "plane may be stopped (SIGSTOP) in the middle of a write: let it go on, or end it, and `rexctl up`"
+        f"the job store does not answer: {error.orig}. Try again; if it stays locked, the control plane may be stopped "
+        "(SIGSTOP) in the middle of a write: let it go on, or end it, and `rexctl up`"
     )

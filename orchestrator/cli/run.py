@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -13,8 +13,6 @@ from jobs.states import State
 from orchestrator.cli.common import HomeOption, JsonOption, open_stack, print_json, say
 from orchestrator.cli.submit import DryRunOption, dry_run, submit_file
 
-if TYPE_CHECKING:
-    pass
 
 
 def command(

@@ -247,10 +247,10 @@ def test_node_with_other_code_is_used_once_ours_is_there(world: World) -> None:
     world.answer("n1", code="0" * 64)
     assert world.gangs.brought == [("n1", WANTED.code.digest)]
     assert world.standing("n1") is Standing.UNKNOWN
-    world.gangs.code.set_result("/work/code/d")
+    world.gangs.code.set_result("/scratch/code/d")
     world.census.step()
     assert world.standing("n1") is Standing.USABLE
-    assert world.store.nodes()[0]["preflight"]["code_root"] == "/work/code/d"
+    assert world.store.nodes()[0]["preflight"]["code_root"] == "/scratch/code/d"
 
 
 def test_code_that_cannot_be_brought_leaves_the_node_unused_without_a_verdict(world: World) -> None:

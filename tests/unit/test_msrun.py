@@ -37,8 +37,8 @@ PLAN = LaunchPlan(
 CPU_PLAN = replace(PLAN, npus_per_node=0, from_env=(), program=("script", "/opt/count.py"), nodes=1, workers_per_node=2)
 NODE = {  # an Ascend node after CANN's set_env.sh, with what people leave lying about in a shell
     "HOME": "/root",
-    "PATH": "/root/bin:/usr/local/Ascend/ascend-toolkit/latest/compiler/ccec_compiler/bin:/usr/bin",
-    "PYTHONPATH": "/usr/local/Ascend/ascend-toolkit/latest/python/site-packages:/root/hacks",
+    "PATH": "/home/op/bin:/usr/local/Ascend/ascend-toolkit/latest/compiler/ccec_compiler/bin:/usr/bin",
+    "PYTHONPATH": "/usr/local/Ascend/ascend-toolkit/latest/python/site-packages:/home/op/hacks",
     "LD_LIBRARY_PATH": "/usr/local/Ascend/driver/lib64",
     "ASCEND_TOOLKIT_HOME": "/usr/local/Ascend/ascend-toolkit/latest",
     "ASCEND_OPP_PATH": "/usr/local/Ascend/ascend-toolkit/latest/opp",
@@ -117,12 +117,12 @@ def test_brought_code_and_the_jobs_own_modules_come_before_canns() -> None:
     assert build(with_code(mine, 1), **on_node).env["PYTHONPATH"] == f"/code/x:/mine:{cann}"
     assert build(replace(PLAN, env={"PYTHONPATH": "/mine"}), **NODE).env["PYTHONPATH"] == f"/mine:{cann}"
     named = replace(brought, from_env=("PYTHONPATH",))
-    assert build(with_code(named, 1), **on_node).env["PYTHONPATH"] == f"/code/x:{cann}:/root/hacks"
+    assert build(with_code(named, 1), **on_node).env["PYTHONPATH"] == f"/code/x:{cann}:/home/op/hacks"
 
 
 def test_cann_writes_its_logs_to_the_attempts_folder() -> None:
     name = "ASCEND_PROCESS_LOG_PATH"
-    assert build(**{**NODE, name: "/root/ascend"}).env[name] == "/scratch/rex/quickstart-abc/attempt-2/node-1/plog"
+    assert build(**{**NODE, name: "/home/op/ascend"}).env[name] == "/scratch/rex/quickstart-abc/attempt-2/node-1/plog"
     assert build(replace(PLAN, env={name: "/mine"}), **NODE).env[name] == "/mine"
 
 
