@@ -14,7 +14,6 @@ from orchestrator.cli.common import HomeOption, JsonOption, open_stack, print_js
 from orchestrator.cli.submit import DryRunOption, dry_run, submit_file
 
 
-
 def command(
     jobfile: Annotated[
         Path | None, typer.Argument(help="Job file (YAML).", metavar="[JOBFILE]", show_default=False)
