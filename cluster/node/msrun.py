@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -40,6 +42,19 @@ class MsrunCommand:
     def __str__(self) -> str:
         assigned = " ".join(f"{name}={shlex.quote(value)}" for name, value in sorted(self.env.items()))
         return f"cd {shlex.quote(self.cwd)} && env -i {assigned} {shlex.join(self.argv)}"
+
+
+def namespace_prefix(mode: str) -> tuple[str, ...]:
+    """The command that puts msrun into a PID namespace of its own, or nothing where that is not allowed.
+
+    In one, killing its first process ends every other at once, also those that left our process tree.
+    """
+    unshare = shutil.which("unshare")
+    if mode == "never" or unshare is None:
+        return ()
+    prefix = (unshare, "--pid", "--fork", "--kill-child", "--mount-proc")
+    probe = subprocess.run([*prefix, "true"], capture_output=True, check=False)
+    return prefix if probe.returncode == 0 else ()
 
 
 def build_msrun(

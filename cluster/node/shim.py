@@ -25,7 +25,7 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from cluster.node.processes import die_with_parent, start_afresh  # noqa: E402
-from cluster.outcome.last_words import OomCount, last_words, own_output  # noqa: E402
+from cluster.outcome.last_words import NOT_STARTED, OomCount, last_words, own_output  # noqa: E402
 from jobs.contract import ENV_REPORT_DIR, Exit, HeartbeatSender, Outcome, Report, checked_heartbeat  # noqa: E402
 
 _TRIES = 200  # over ten seconds
@@ -130,7 +130,7 @@ def main() -> int:
             # No memory for another process, or no more of them: that is the node's lack, not the program's.
             code=int(Exit.INFRASTRUCTURE) if isinstance(error, OSError) else 1,
             signal=None,
-            reason=f"its program could not be run: {type(error).__name__}: {error}",
+            reason=f"{NOT_STARTED}: {type(error).__name__}: {error}",
             at=time.time(),
         )
     leave_outcome(outcome, directory, sender)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from cluster.outcome.last_words import own_words
+from cluster.outcome.last_words import NOT_STARTED, own_words
 from jobs.budgets import Cause
 from jobs.contract import Exit
 
@@ -86,6 +86,15 @@ TABLE: tuple[Rule, ...] = (
         cause=Cause.NO_REQUEUE,
         code=int(Exit.NO_REQUEUE),
         says="the program asks not to be run again",
+    ),
+    Rule(
+        name="not_started",
+        kind=Kind.INFRASTRUCTURE,
+        cause=Cause.INFRASTRUCTURE,
+        code=int(Exit.INFRASTRUCTURE),
+        words=rf"{NOT_STARTED}: (?P<error>[^\n]*)",
+        says="its node could not start another process ({error})",
+        hint="see that node's memory and its limit of processes (ulimit -u, pids.max)",
     ),
     Rule(
         name="said_infrastructure",

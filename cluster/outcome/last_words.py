@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+NOT_STARTED = "its program could not be run"  # what a shim says whose program never began
 _READ_BYTES = 256 << 10
 _KEEP_CHARS = 6000
 _LAST_LINES = 12

@@ -34,6 +34,7 @@ _LOOK_S = 60.0  # for every host to say who is left
 _ANSWER_S = 15.0  # for one node: one that was switched off stays on Ray's list for a minute
 _POLL_S = 0.2
 _SECOND_S = 1.0
+_STRUCK_S = 5.0  # a strike goes through Ray, which takes its time on a busy machine
 _SEEN_S = 10.0  # a death that nobody has to be patient for is seen by then, even on a busy machine
 
 
@@ -54,6 +55,11 @@ class Trial:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Trial:
+        lists = {name: tuple(value[name]) for name in ("wrong", "causes")}
+        return cls(**{**value, **lists, "fault": Fault(**value["fault"])})
+
 
 class Campaign:
     """The trials of a plan, one after the other, on a stack that is up."""
@@ -69,7 +75,7 @@ class Campaign:
         given, kind = self.plan.canary, KINDS[fault.kind]
         if given.job is not None:
             return read_spec((self._base or Path()) / given.job, self.stack.home)
-        rest_s = 0.0
+        rest_s = _STRUCK_S
         if kind.patient:  # until the other nodes have been told, or what was away is back
             rest_s = self.stack.home.settings.lease_s + max(2 * MARGIN_S, self.plan.pause_s + _SECOND_S)
         elif kind.expects == "goes_on":

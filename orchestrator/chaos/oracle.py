@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator.chaos.plan import KINDS
 
 UNASKED = "could not be asked who is left there"
+_MISSED = "the fault hit nothing: when it came the job had ended"
 _ENDED, _LOST = "the job ended", "a healthy job was lost"
 _CLOCKS_S = 1.0  # hosts' clocks may differ by so much where one attempt's end is held against another one's begin
 
@@ -44,7 +45,7 @@ def _outcome(seen: Evidence) -> list[str]:
     if seen.state != "succeeded":
         return [f"{_ENDED} {seen.state}: {seen.detail}"]
     if seen.struck is None:
-        return []
+        return [_MISSED]
     causes = [attempt["cause"] for attempt in seen.attempts]
     if KINDS[seen.kind].expects == "untouched" and len(causes) > 1:
         return [f"{_LOST}: its attempts ended {', '.join(map(str, causes))}"]

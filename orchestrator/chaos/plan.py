@@ -133,6 +133,7 @@ _LATEST_OF_PATIENT = 0.3  # of the steps: the rest of the job has to outlast the
 class Fault:
     """One fault: when the job has got to `at` of its steps, on the node or host that `pick` in [0, 1) chooses."""
 
+    seed: int  # of the plan that it comes from, where it has this number
     number: int
     kind: str
     at: float
@@ -180,6 +181,7 @@ def faults(plan: Plan) -> list[Fault]:
     chosen = order[: plan.count or len(kinds)]
     return [
         Fault(
+            seed=plan.seed,
             number=number,
             kind=kind,
             at=draw.uniform(0.15, _LATEST_OF_PATIENT if KINDS[kind].patient else 0.7),

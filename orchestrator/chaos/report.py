@@ -1,31 +1,46 @@
-"""The report of a campaign: a page with a table that names the seed, and a picture of its timeline."""
+"""The report of a campaign: a page with a table that names the seed, a picture of its timeline, and all trials as JSON,
+with which an interrupted campaign goes on."""
 
 from __future__ import annotations
 
 import json
 import statistics
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+from jobs.errors import SpecError
 from orchestrator.chaos.campaign import Trial
 from orchestrator.chaos.oracle import UNASKED, is_lost
-from orchestrator.chaos.plan import KINDS, Plan
+from orchestrator.chaos.plan import KINDS
 
 _END = "Left of any of their attempts on any host when all was over, by the hosts' own word: {}."
 _ROOMY = 60  # above so many, bars are thin
 
 
-def page(
-    plan: Plan,
-    trials: Sequence[Trial],
-    *,
-    where: str,
-    when: str,
-    picture: str | None,
-    at_the_end: Sequence[str] | None = None,
-) -> str:
-    """Markdown. `at_the_end`: what was left on any host after all of it; None while the campaign goes on."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What a campaign has found so far."""
+
+    trials: tuple[Trial, ...]
+    where: str
+    when: str
+    code: str  # digest of the code that was tried
+    at_the_end: tuple[str, ...] | None = None  # what was left on any host after all of it; None while it goes on
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Findings:
+        end = value["at_the_end"]
+        trials = tuple(Trial.from_json(trial) for trial in value["trials"])
+        return cls(**{**value, "trials": trials, "at_the_end": None if end is None else tuple(end)})
+
+
+def page(found: Findings, *, picture: str | None) -> str:
+    """Markdown."""
+    trials = found.trials
+    seeds = " and ".join(str(seed) for seed in sorted({trial.fault.seed for trial in trials}))
     bad = [trial for trial in trials if trial.wrong]
     orphans = sum(1 for trial in trials for problem in trial.wrong if problem.startswith("orphans"))
     unasked = sum(1 for trial in trials for problem in trial.wrong if problem.endswith(UNASKED))
@@ -34,13 +49,14 @@ def page(
     lines = [
         "# Chaos",
         "",
-        f"Seed {plan.seed}, {len(trials)} faults of {len({t.fault.kind for t in trials})} kinds, {when}, {where}.",
+        f"Seed {seeds}, {len(trials)} faults of {len({t.fault.kind for t in trials})} kinds, {found.when}, "
+        f"{found.where}, code {found.code}.",
         "",
         f"**{len(trials) - len(bad)} of {len(trials)} passed.** Orphans after all faults: {orphans}; hosts that could "
         f"not be asked: {unasked}. Healthy jobs lost: {lost}. Faults that came after the job's end and hit nothing: "
         f"{missed}.",
         "",
-        *([_END.format("; ".join(at_the_end) or "nobody"), ""] if at_the_end is not None else []),
+        *([_END.format("; ".join(found.at_the_end) or "nobody"), ""] if found.at_the_end is not None else []),
         "Each fault hits a job of its own, which has to succeed, and whose attempt has to end for a reason that such a",
         "fault has. Its attempts must not overlap by the supervisors' own records, leave no process on any host by the",
         "hosts' own word, an unbroken checkpoint chain, and the bits of an undisturbed run.",
@@ -62,7 +78,8 @@ def page(
         for trial in bad:
             what = "; ".join(trial.wrong)
             lines.append(
-                f"- fault {trial.fault.number}, {trial.fault.kind} at step {trial.step} of {trial.job}: {what}"
+                f"- fault {trial.fault.number} of seed {trial.fault.seed}, {trial.fault.kind} at step {trial.step} of "
+                f"{trial.job}: {what}"
             )
     return "\n".join([*lines, ""])
 
@@ -97,11 +114,22 @@ def draw(trials: Sequence[Trial], path: Path) -> None:
     pyplot.close(figure)
 
 
-def write(
-    plan: Plan, trials: Sequence[Trial], target: Path, *, where: str, when: str, at_the_end: Sequence[str] | None = None
-) -> None:
-    """TARGET (Markdown), and beside it the picture and all trials as JSON."""
+def write(found: Findings, target: Path) -> None:
+    """TARGET (Markdown), and beside it the picture and all trials as JSON, each whole or as it was."""
     picture = target.with_suffix(".svg")
-    draw(trials, picture)
-    target.write_text(page(plan, trials, where=where, when=when, picture=picture.name, at_the_end=at_the_end))
-    target.with_suffix(".json").write_text(json.dumps([trial.to_json() for trial in trials], indent=1))
+    draw(found.trials, picture)
+    target.write_text(page(found, picture=picture.name))
+    whole = target.with_suffix(".json.part")
+    whole.write_text(json.dumps(asdict(found), indent=1))
+    whole.replace(target.with_suffix(".json"))
+
+
+def read(target: Path) -> Findings | None:
+    """What `write` left beside TARGET; None if there is nothing."""
+    path = target.with_suffix(".json")
+    try:
+        return Findings.from_json(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise SpecError(f"{path} is no report of a campaign: {error}", hint="give --report another name") from error

@@ -6,12 +6,19 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.errors import SpecError
 from orchestrator.cli.common import HomeOption, JsonOption, open_stack, print_json, say
+
+if TYPE_CHECKING:
+    from orchestrator.chaos.campaign import Trial
+    from orchestrator.chaos.plan import Fault
 
 
 def command(  # noqa: PLR0917 - typer's options
@@ -21,6 +28,7 @@ def command(  # noqa: PLR0917 - typer's options
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of the faults' order, moments and targets.")] = None,
     report: Annotated[Path | None, typer.Option("--report", help="Write the report there (Markdown).")] = None,
     dry: Annotated[bool, typer.Option("--dry-run", help="Print the faults, and what cannot be done here.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the campaign of that --report ended.")] = False,
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -28,6 +36,8 @@ def command(  # noqa: PLR0917 - typer's options
     each fault judge whether the job went on as it must. Other jobs that run here are hit by some of them as well."""
     from orchestrator.chaos.plan import faults, read_plan
 
+    if resume and report is None:
+        raise SpecError("--resume: no --report was given", hint="name the report of the campaign that is to go on")
     chosen = read_plan(plan, seed=seed)
     todo = faults(chosen)
     impossible = {kind: lacks for kind, lacks in chosen.possible().items() if lacks}
@@ -47,34 +57,54 @@ def command(  # noqa: PLR0917 - typer's options
     from cluster.gang import Gangs
     from cluster.preflight.code import read_code
     from orchestrator.chaos.campaign import Campaign
-    from orchestrator.chaos.report import write
+    from orchestrator.chaos.report import Findings, read, write
 
-    store = stack.up(say)
     code = read_code().digest[:12]
+    found = read(report) if report is not None and resume else None
+    done = () if found is None else found.trials
+    if found is not None:
+        _check_the_same(found.code, code, [trial.fault for trial in done], todo)
+    store = stack.up(say)
     gangs = Gangs(stack.ray_address)
     gangs.connect()
     campaign = Campaign(chosen, stack, store, gangs, base=plan.parent if plan else None)
-    trials = []
     if chosen.canary.job is not None:
         say(f"{chosen.canary.job} is run once without a fault, to know what it ends with")
-    for fault in todo:
+    if done:
+        say(f"going on after {len(done)} of {len(todo)} faults")
+    for fault in todo[len(done) :]:
         trial = campaign.try_one(fault)
-        trials.append(trial)
-        hit = "hit nothing" if trial.struck is None else f"hit {trial.struck['what']} at step {trial.step}"
-        back = "" if trial.back_after_s is None else f", {trial.back_after_s:.1f} s to the next new step"
-        told = "; ".join(trial.wrong) or "passed"
-        say(f"{fault.number}/{len(todo)} {fault.kind}: {hit}{back}, attempts {', '.join(trial.causes)}: {told}")
+        done = (*done, trial)
+        say(f"{fault.number}/{len(todo)} {_told(trial)}")
+        where = f"{sum(node.alive for node in gangs.nodes())} Ray nodes"
+        found = Findings(trials=done, where=where, when=time.strftime("%Y-%m-%d"), code=code)
         if report is not None:  # as far as it has come: a campaign takes hours
-            where = f"{sum(node.alive for node in gangs.nodes())} Ray nodes, code {code}"
-            write(chosen, trials, report, where=where, when=time.strftime("%Y-%m-%d"))
-    left = campaign.at_the_end(trials)
+            write(found, report)
+    left = campaign.at_the_end(done)
     for problem in left:
         say(f"at the end: {problem}")
-    if report is not None:
-        write(chosen, trials, report, where=where, when=time.strftime("%Y-%m-%d"), at_the_end=left)
-    wrong = [trial for trial in trials if trial.wrong]
+    if report is not None and found is not None:
+        write(replace(found, at_the_end=tuple(left)), report)
+    wrong = [trial for trial in done if trial.wrong]
     if json:
-        print_json({"seed": chosen.seed, "trials": [trial.to_json() for trial in trials], "at_the_end": left})
+        print_json({"seed": chosen.seed, "trials": [trial.to_json() for trial in done], "at_the_end": left})
     else:
-        print(f"{len(trials) - len(wrong)} of {len(trials)} faults passed (seed {chosen.seed})")
+        print(f"{len(done) - len(wrong)} of {len(done)} faults passed (seed {chosen.seed})")
     sys.exit(1 if wrong or left else 0)
+
+
+def _told(trial: Trial) -> str:
+    hit = "hit nothing" if trial.struck is None else f"hit {trial.struck['what']} at step {trial.step}"
+    back = "" if trial.back_after_s is None else f", {trial.back_after_s:.1f} s to the next new step"
+    verdict = "; ".join(trial.wrong) or "passed"
+    return f"{trial.fault.kind}: {hit}{back}, attempts {', '.join(trial.causes)}: {verdict}"
+
+
+def _check_the_same(its_code: str, code: str, done: Sequence[Fault], todo: Sequence[Fault]) -> None:
+    """SpecError unless that report is of the first faults of this campaign, tried on this code."""
+    if its_code != code:
+        raise SpecError(
+            f"--resume: the report is of code {its_code}, this is {code}", hint="give --report another name"
+        )
+    if list(done) != list(todo[: len(done)]):
+        raise SpecError("--resume: the report is of other faults", hint="take the plan and the seed that it names")

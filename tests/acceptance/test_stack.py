@@ -35,7 +35,7 @@ def test_two_commands_at_once_bring_up_one_stack(rex: Rex, tmp_path: Path) -> No
 
 
 def test_killed_run_command_stops_nothing_and_attach_finds_the_job(rex: Rex, tmp_path: Path) -> None:
-    spec = counting_spec(tmp_path / "job.yaml", "--steps", 80, "--step_s", 0.15, name="orphan")  # ends after preempt
+    spec = counting_spec(tmp_path / "job.yaml", "--steps", 80, "--crawl_at", 8, name="orphan")
     before = {row.id for row in rex.store.jobs()}
     command = rex.start("run", str(spec))
     while not (new := {row.id for row in rex.store.jobs()} - before):
@@ -134,7 +134,7 @@ def test_verify_names_the_step_at_which_two_runs_part(rex: Rex, tmp_path: Path) 
 
 
 def test_down_drains_what_runs_and_up_goes_on_with_it(rex: Rex, tmp_path: Path) -> None:
-    job = rex.submit(counting_spec(tmp_path / "job.yaml", "--steps", 120, "--step_s", 0.1, name="longer"))
+    job = rex.submit(counting_spec(tmp_path / "job.yaml", "--steps", 120, "--crawl_at", 8, name="longer"))
     rex.wait(job, lambda s: s["progress"]["step"] > 5)
     held = ports(rex)
     down = rex("down")

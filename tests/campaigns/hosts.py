@@ -7,14 +7,19 @@ import argparse
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from orchestrator.chaos.plan import KINDS
+from orchestrator.chaos.report import Findings, read, write
 from tests.support import hosts as hosts_support
 from tests.support.hands import Hands
+from tests.support.hosts import apart
 from tests.support.radosgw import missing_for_radosgw
 from tests.support.ray_hosts import Cluster, lone_hosts
 from tests.support.rex import REXCTL
@@ -68,26 +73,74 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=200, help="faults (default 200)")
     parser.add_argument("--each", type=int, help="faults of each kind, instead of --count")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--sets", type=int, default=1, help="sets of hosts side by side; each takes a seed of its own")
     parser.add_argument("--training", action="store_true", help="real training instead of the canary")
-    parser.add_argument("--page", default="chaos-200", help="name of the report in docs/")
+    parser.add_argument("--page", default="chaos-200", help="name of the report")
+    parser.add_argument("--into", type=Path, default=DOCS, help="folder of the report")
     given = parser.parse_args()
     lacking = hosts_support.missing() or missing_for_radosgw()
     if lacking:
         print(f"chaos: several hosts on one machine: {lacking}", file=sys.stderr)
         return 3
     end_tidily()
+    count = given.count if given.each is None else given.each * len(KINDS)
+    try:
+        if given.sets > 1:
+            return side_by_side(given, count)
+        return one_set(given, count)
+    except KeyboardInterrupt:
+        print("chaos: ended before all faults had come", file=sys.stderr)
+        return 130
+
+
+def one_set(given: argparse.Namespace, count: int) -> int:
+    """A campaign on three hosts. Its report is kept however it ends."""
     with lone_hosts(3, lease_s=LEASE_S, memory=_STORE_BYTES) as cluster:
         canary: dict[str, Any] = {"nodes": 2, "steps": 80, "commit_every": 10, "credentials": cluster.credentials}
         if given.training:
             canary = training(cluster, steps=_OUTLASTING, hang_s=_HANG_S)
         report = cluster.folder / f"{given.page}.md"
-        count = given.count if given.each is None else given.each * len(KINDS)
-        done = run(
-            cluster, report, timeout_s=48 * 3600, shown=True, seed=given.seed, count=count, canary=canary, pause_s=6.0
-        )
-        for page in report.parent.glob(f"{given.page}.*"):
-            shutil.copy(page, DOCS)
-    return done.returncode
+        plan = {"seed": given.seed, "count": count, "canary": canary, "pause_s": 6.0}
+        try:
+            return run(cluster, report, timeout_s=48 * 3600, shown=True, **plan).returncode
+        finally:
+            for page in report.parent.glob(f"{given.page}.*"):
+                shutil.copy(page, given.into)
+
+
+def side_by_side(given: argparse.Namespace, count: int) -> int:
+    """The faults shared out among sets of hosts that run at the same time; one report of all."""
+    with tempfile.TemporaryDirectory(prefix="rexchaos", dir="/var/tmp") as name, ExitStack() as over:
+        sets = []
+        for number in range(given.sets):
+            folder = Path(name, str(number))
+            folder.mkdir()
+            share = [f"--count={(count + number) // given.sets}", f"--seed={given.seed + number}"]
+            where = [f"--page={given.page}", f"--into={folder}", *(["--training"] if given.training else [])]
+            words = [sys.executable, "-m", "tests.campaigns.hosts", *share, *where]
+            process = subprocess.Popen(apart(words, folder))
+            over.callback(process.wait)
+            over.callback(process.terminate)  # first: what is over does not mind
+            sets.append((folder, process))
+        codes = [process.wait() for _, process in sets]
+        over.close()
+        found = [one for folder, _ in sets if (one := read(folder / f"{given.page}.md")) is not None]
+        if found:
+            write(merged(found), given.into / f"{given.page}.md")
+    return max(codes)
+
+
+def merged(found: Sequence[Findings]) -> Findings:
+    """The findings of campaigns on sets of hosts, as those of one."""
+    ends = [one.at_the_end for one in found]
+    whole = tuple(left for end in ends if end is not None for left in end) if None not in ends else None
+    return Findings(
+        trials=tuple(trial for one in found for trial in one.trials),
+        where=f"{len(found)} times {found[0].where} side by side",
+        when=found[-1].when,
+        code=" and ".join(sorted({one.code for one in found})),
+        at_the_end=whole,
+    )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from jobs import certificate, contract
 from jobs.contract import Exit, Heartbeat, HeartbeatSender, Phase, Report, write_report
 from jobs.errors import CorruptCheckpoint, FencedError, StoreUnavailable
 
+CRAWL_S = 2.0  # for a command to come in time, however slow the machine is
 stopped = False
 
 
@@ -45,6 +46,7 @@ def main() -> int:  # noqa: PLR0915 - one page, read from top to bottom
     parser.add_argument("--fail_attempt", type=int, default=1)
     parser.add_argument("--code", type=int, default=1)
     parser.add_argument("--hang_at", type=int, default=-1, help="make no step after this one, in the first attempt")
+    parser.add_argument("--crawl_at", type=int, help="take 2 s for each step from this one on, in the first attempt")
     parser.add_argument("--ignore_term", action="store_true")
     parser.add_argument("--odd_step", type=int, default=-1, help="the loss of this step is another one")
     parser.add_argument("--need_env", default=None, help="fail as badly configured unless this variable is set")
@@ -125,7 +127,8 @@ def main() -> int:  # noqa: PLR0915 - one page, read from top to bottom
             return end(Exit.DRAINED, "asked to stop")
         while step == given.hang_at and attempt == 1 and rank == given.fail_rank:
             hang_here()
-        time.sleep(given.step_s)
+        crawls = attempt == 1 and given.crawl_at is not None and step >= given.crawl_at
+        time.sleep(CRAWL_S if crawls else given.step_s)
         step += 1
         if given.say_steps:
             print(f"step {step}", flush=True)

@@ -171,6 +171,27 @@ def full_disk() -> list[dict[str, Any]]:
             subprocess.run(["umount", folder], check=True)
 
 
+def no_more_processes() -> list[dict[str, Any]]:
+    """The shim alone in a cgroup of processes (v1 or v2) that has room for no other one; needs root."""
+    pids = Path("/sys/fs/cgroup/pids")
+    group = (pids if pids.is_dir() else Path("/sys/fs/cgroup")) / f"rex-recorded-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / "pids.max").write_text("1")
+        with tempfile.TemporaryDirectory() as name:
+            env = {**os.environ, "RANK_ID": "0", "REX_REPORT_DIR": name}
+            subprocess.run(
+                [sys.executable, SHIM, "script", PROGRAM, "wait"],
+                env=env,
+                cwd=name,
+                check=False,
+                preexec_fn=lambda: (group / "cgroup.procs").write_text(str(os.getpid())),
+            )
+            return [{**json.loads(path.read_text()), "pid": 0} for path in Path(name).glob("outcome_*.json")]
+    finally:
+        group.rmdir()
+
+
 def port_taken() -> list[dict[str, Any]]:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -227,6 +248,7 @@ WAYS: dict[str, tuple[str, Callable[[], list[dict[str, Any]]]]] = {
     "cgroup_oom": ("a program against the limit of its memory cgroup", cgroup_oom),
     "segfault": ("a program reads address 0", simple("segfault")),
     "full_disk": ("a program fills its disk (tmpfs of 8 MiB)", full_disk),
+    "no_more_processes": ("the limit of processes of its cgroup (pids.max) is reached", no_more_processes),
     "killed_scheduler": ("kill -9 on msrun's scheduler process while two workers all-reduce", killed_scheduler),
     "port_taken": ("msrun with a master port on which somebody else listens", port_taken),
     "node_missing": ("one of two workers is never started, --cluster_time_out=15", node_missing),

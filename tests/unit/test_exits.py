@@ -25,6 +25,7 @@ EXPECTED: dict[str, dict[int, tuple[str, Kind]]] = {
     "cgroup_oom": {0: ("oom_cgroup", Kind.OUT_OF_MEMORY)},
     "segfault": {0: ("segmentation_fault", Kind.PROGRAM)},
     "full_disk": {0: ("disk_full", Kind.INFRASTRUCTURE)},
+    "no_more_processes": {0: ("not_started", Kind.INFRASTRUCTURE)},
     "killed_scheduler": {-1: ("scheduler_killed", Kind.SCHEDULER)},
     "port_taken": {-1: ("port_taken", Kind.SCHEDULER)},
     "node_missing": {-1: ("worker_missing", Kind.SCHEDULER), 0: ("cluster_not_formed", Kind.SCHEDULER)},

@@ -30,7 +30,7 @@ from cluster.node.peers import Peers
 from cluster.node.processes import is_alive
 from cluster.node.released import write_start
 from cluster.node.shims import Shims
-from cluster.node.supervisor import Supervisor
+from cluster.node.supervision import Supervisor
 from cluster.outcome.stops import LEASE_OVER
 from jobs.contract import ENV_TOKEN, Exit, Outcome
 
@@ -128,7 +128,7 @@ def test_disk_that_gives_no_answer_makes_no_rank_a_killed_one(
     def stale(_: Path) -> Any:
         raise OSError(errno.ESTALE, "Stale file handle")
 
-    monkeypatch.setattr("cluster.node.supervisor.outcomes_on_disk", stale)
+    monkeypatch.setattr("cluster.node.supervision.outcomes_on_disk", stale)
     shim = sleeper()
     supervisor.shims.hello(0, shim.pid)
     supervisor.shims.hello(1, os.getpid())

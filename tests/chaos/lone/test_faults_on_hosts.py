@@ -36,7 +36,7 @@ def test_every_kind_of_fault_is_survived_with_the_bits_of_an_undisturbed_run(
     done = run(cluster, report, timeout_s=850, kinds=kinds, seed=11, canary=canary, pause_s=6.0)
     assert done.returncode == 0, f"{done.stderr}\n{report.read_text() if report.exists() else ''}"
     assert "(raylet)" not in done.stdout + done.stderr, "Ray's own log lines are no output of ours"
-    trials = json.loads(report.with_suffix(".json").read_text())
+    trials = json.loads(report.with_suffix(".json").read_text())["trials"]
     for trial in trials:  # shown with -rA
         print(f"{trial['fault']['kind']}: {trial['ended_at'] - trial['submitted_at']:.1f} s, {trial['causes']}")
     assert len(HERE) >= 12, "so many kinds are promised on three hosts with the canary"

@@ -18,7 +18,7 @@ def test_training_under_faults_ends_with_the_bits_of_an_undisturbed_run(cluster:
     canary = training(cluster, steps=150, hang_s=20.0)
     done = run(cluster, report, timeout_s=1700, kinds=KINDS, seed=5, canary=canary, pause_s=6.0)
     assert done.returncode == 0, f"{done.stderr}\n{report.read_text() if report.exists() else ''}"
-    trials = json.loads(report.with_suffix(".json").read_text())
+    trials = json.loads(report.with_suffix(".json").read_text())["trials"]
     for trial in trials:  # shown with -rA
         print(f"{trial['fault']['kind']}: {trial['ended_at'] - trial['submitted_at']:.1f} s, {trial['causes']}")
     assert [trial["fault"]["kind"] for trial in trials if trial["struck"]] == [t["fault"]["kind"] for t in trials]

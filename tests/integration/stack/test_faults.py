@@ -42,7 +42,8 @@ def training_past(step: int) -> Any:
 
 @pytest.fixture
 def spec(tmp_path: Path) -> Path:
-    return counting_spec(tmp_path / "count.yaml", "--steps", STEPS, "--step_s", 0.12, "--commit_every", 15)
+    """Of a job whose first attempt does not end before something ends it."""
+    return counting_spec(tmp_path / "count.yaml", "--steps", STEPS, "--crawl_at", 40, "--commit_every", 15)
 
 
 def test_killed_worker_leads_to_a_second_attempt_that_resumes(rex: Rex, spec: Path) -> None:
@@ -90,8 +91,8 @@ def test_cancel_keeps_the_checkpoint_and_resume_goes_on_from_it(rex: Rex, spec: 
     assert final_state(rex, job) == expected(STEPS)
 
 
-def test_killed_control_plane_leaves_the_training_untouched(rex: Rex, spec: Path) -> None:
-    job = rex.submit(spec)
+def test_killed_control_plane_leaves_the_training_untouched(rex: Rex, tmp_path: Path) -> None:
+    job = rex.submit(counting_spec(tmp_path / "c.yaml", "--steps", STEPS, "--step_s", 0.12, "--commit_every", 15))
     before = rex.wait(job, training_past(20))
     control = rex.stack.service("control")
     assert control is not None
@@ -227,13 +228,27 @@ def test_cancel_while_the_control_plane_is_down_still_drains(rex: Rex, tmp_path:
     assert ended["checkpoint"]["step"] == ended["attempts"][0]["to_step"], "drained, not killed"
 
 
-def test_stopped_ray_node_is_nothing_to_a_job_that_trains(rex: Rex, tmp_path: Path) -> None:
+def test_stopped_ray_node_is_nothing_to_a_job_that_trains_and_an_ended_campaign_goes_on(
+    rex: Rex, tmp_path: Path
+) -> None:
     plan, report = tmp_path / "plan.yaml", tmp_path / "report.md"
-    plan.write_text("{kinds: [stop_ray_node], pause_s: 4.0, canary: {steps: 120, step_s: 0.1}}")
-    done = rex("chaos", str(plan), "--report", str(report))
-    assert done.returncode == 0, f"{done.stderr}{report.read_text() if report.exists() else ''}"
-    (trial,) = json.loads(report.with_suffix(".json").read_text())
-    assert trial["struck"]["what"] == "ray_node" and trial["causes"] == ["done"]
+    plan.write_text("{kinds: [stop_ray_node], count: 2, pause_s: 4.0, canary: {steps: 120, step_s: 0.1}}")
+    command = ["chaos", str(plan), "--report", str(report)]
+    campaign = rex.start(*command)
+    while not report.with_suffix(".json").exists():
+        assert campaign.poll() is None
+        time.sleep(0.1)
+    campaign.terminate()
+    campaign.communicate(timeout=120)
+    (first,) = json.loads(report.with_suffix(".json").read_text())["trials"]
+    done = rex(*command, "--resume")
+    assert done.returncode == 0, f"{done.stderr}{report.read_text()}"
+    assert "going on after 1 of 2 faults" in done.stderr
+    trials = json.loads(report.with_suffix(".json").read_text())["trials"]
+    assert [trial["causes"] for trial in trials] == [["done"], ["done"]] and trials[0] == first
+    assert all(trial["struck"]["what"] == "ray_node" for trial in trials)
+    other = rex(*command, "--resume", "--seed", "3")
+    assert other.returncode == 2 and "the report is of other faults" in other.stderr
 
 
 def test_campaign_that_is_ended_undoes_its_fault_and_leaves_no_job(rex: Rex, tmp_path: Path) -> None:
