@@ -1,4 +1,7 @@
-"""`python -m benchmarks [NAME...]`: run the benchmarks and write docs/benchmarks.md, or its parts that were named."""
+"""`python -m benchmarks [NAME...]`: run the benchmarks and write docs/benchmarks.md, or its parts that were named.
+
+Exit code 1 if a limit was not kept that we set ourselves.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.pairs import HEADER
+from benchmarks.pairs import HEADER, Result
 from benchmarks.step import torch_python
 from rexnet import kernels
 from tests.support.signals import end_tidily
@@ -46,15 +49,20 @@ def write_section(name: str, rows: list[str]) -> None:
 
 def main() -> int:
     end_tidily()
+    broken = []
     for name in sys.argv[1:] or ALL:
         rows = []
         for result in importlib.import_module(f"benchmarks.{name}").run():
             rows.append(result.row())
+            if isinstance(result, Result) and result.kept is False:
+                broken.append(result.name)
             print(rows[-1], flush=True)
         if rows:
             write_section(name, rows)
     print(f"wrote {PAGE}")
-    return 0
+    for name in broken:
+        print(f"limit not kept: {name}", file=sys.stderr)
+    return 1 if broken else 0
 
 
 if __name__ == "__main__":

@@ -15,14 +15,18 @@ class Result:
     peer: str
     pairs: tuple[tuple[float, float], ...]
     note: str = ""
+    kept: bool | None = None  # the limit that we set ourselves; None: there is none
 
     def row(self) -> str:
         ours, peer = (statistics.median(values) for values in zip(*self.pairs, strict=True))
         ratios = sorted(mine / theirs for mine, theirs in self.pairs)
-        extra = statistics.median(mine - theirs for mine, theirs in self.pairs)
+        extra = [mine - theirs for mine, theirs in self.pairs]
+        verdict = {None: "", True: "kept: ", False: "**not kept**: "}[self.kept]
         return (
-            f"| {self.name} | {self.peer} | {ours:.3f} s | {peer:.3f} s | {extra:+.3f} s | "
-            f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) | {len(self.pairs)} | {self.note} |"
+            f"| {self.name} | {self.peer} | {ours:.3f} s | {peer:.3f} s | "
+            f"{statistics.median(extra):+.3f} s ({max(extra):+.3f}) | "
+            f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) | {len(self.pairs)} | "
+            f"{verdict}{self.note} |"
         )
 
 
@@ -39,7 +43,8 @@ class NotRun:
 
 
 HEADER = (
-    "| ours | beside | ours, median | beside, median | difference, median | ratio, median (range) | pairs | |\n"
+    "| ours | beside | ours, median | beside, median | difference, median (largest) | ratio, median (range) "
+    "| pairs | |\n"
     "| --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 

@@ -110,10 +110,8 @@ class Campaign:
         at_step: list[int] = []
 
         def each(view: dict[str, Any]) -> None:
-            progress = view["progress"]
-            total = progress["total_steps"] or 0
-            if not struck and view["state"] == "running" and total and progress["step"] >= fault.at * total:
-                at_step.append(progress["step"])
+            if not struck and self._is_time(fault, job, view):
+                at_step.append(view["progress"]["step"])
                 attempt = self.store.attempts(job)[-1]
                 hit = self.strikes.strike(fault, attempt, view)
                 struck.append(None if hit is None else {**hit, "attempt": attempt.number})
@@ -125,6 +123,7 @@ class Campaign:
         tokens = [attempt.token for attempt in self.store.attempts(job)]
         seen = Evidence(
             kind=fault.kind,
+            early=fault.early_s is not None,
             struck=hit,
             state=view["state"],
             detail=view["detail"],
@@ -145,6 +144,13 @@ class Campaign:
             back_after_s=self._back_after_s(job, hit),
             step=at_step[0] if at_step else 0,
         )
+
+    def _is_time(self, fault: Fault, job: str, view: dict[str, Any]) -> bool:
+        if fault.early_s is not None:
+            attempts = self.store.attempts(job)
+            return bool(attempts and attempts[-1].nodes) and time.time() - attempts[-1].granted_at >= fault.early_s
+        done, total = view["progress"]["step"], view["progress"]["total_steps"] or 0
+        return bool(view["state"] == "running" and total and done >= fault.at * total)
 
     def _back_after_s(self, job: str, hit: dict[str, Any] | None) -> float | None:
         """Seconds from the strike to the end of the first step of the attempt that went on; None if none did."""

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.budgets import Cause
 from orchestrator.chaos.plan import KINDS
 
 UNASKED = "could not be asked who is left there"
 _MISSED = "the fault hit nothing: when it came the job had ended"
 _ENDED, _LOST = "the job ended", "a healthy job was lost"
+_NOT_STARTED = {Cause.INFRASTRUCTURE.value, Cause.NODE_LOST.value}  # how the start of a gang may fail
 _CLOCKS_S = 1.0  # hosts' clocks may differ by so much where one attempt's end is held against another one's begin
 
 
@@ -19,6 +21,7 @@ class Evidence:
     """What was seen of one job after one fault."""
 
     kind: str
+    early: bool = False  # it came while the gang started: nothing was training yet that could have been lost
     struck: dict[str, Any] | None  # what the fault hit, and in which attempt; None if nothing was there any more
     state: str
     detail: str
@@ -47,6 +50,9 @@ def _outcome(seen: Evidence) -> list[str]:
     if seen.struck is None:
         return [_MISSED]
     causes = [attempt["cause"] for attempt in seen.attempts]
+    if seen.early:
+        odd = sorted({str(cause) for cause in causes[:-1]} - _NOT_STARTED)
+        return [f"an attempt that had not started ended as {' and '.join(odd)}"] if odd else []
     if KINDS[seen.kind].expects == "untouched" and len(causes) > 1:
         return [f"{_LOST}: its attempts ended {', '.join(map(str, causes))}"]
     if KINDS[seen.kind].expects == "goes_on" and len(causes) < 2:

@@ -27,6 +27,7 @@ class Kind:
     needs: tuple[str, ...] = ()
     patient: bool = False  # nobody may act on it before a lease, or a patience of that order, is over
     causes: tuple[Cause, ...] = ()  # how the attempt that it hits may end, where it ends
+    early: bool = False  # may also come while the gang starts: what it hits is there by then
 
 
 _VICTIMS = ("worker", "msrun", "scheduler", "supervisor", "agent")
@@ -57,15 +58,16 @@ KINDS = {
             where="node",
             needs=("start_ray_node",),
             causes=(Cause.NODE_LOST, Cause.INFRASTRUCTURE),  # the second where the node is back to certify its end
+            early=True,
         ),
         Kind(name="stop_ray_node", expects="untouched", where="node"),
-        Kind(name="kill_driver", expects="untouched", where="control"),
+        Kind(name="kill_driver", expects="untouched", where="control", early=True),
         # Away for longer than a lease: whoever renewed through it would be found out. The driver has a keeper.
-        Kind(name="kill_control_plane", expects="untouched", where="control", patient=True),
-        Kind(name="stop_driver", expects="untouched", where="control", patient=True),
-        Kind(name="stop_control_plane", expects="untouched", where="control", patient=True),
+        Kind(name="kill_control_plane", expects="untouched", where="control", patient=True, early=True),
+        Kind(name="stop_driver", expects="untouched", where="control", patient=True, early=True),
+        Kind(name="stop_control_plane", expects="untouched", where="control", patient=True, early=True),
         Kind(name="fill_disk", expects="untouched", where="node", needs=("allow_full_disk",)),
-        Kind(name="blink_network", expects="untouched", where="host", needs=("cut", "heal")),
+        Kind(name="blink_network", expects="untouched", where="host", needs=("cut", "heal"), early=True),
         Kind(
             name="cut_network",
             expects="goes_on",
@@ -74,7 +76,7 @@ KINDS = {
             patient=True,
             causes=(Cause.NODE_LOST,),
         ),
-        Kind(name="slow_network", expects="untouched", where="host", needs=("slow", "heal")),
+        Kind(name="slow_network", expects="untouched", where="host", needs=("slow", "heal"), early=True),
         Kind(
             name="power_off",
             expects="goes_on",
@@ -83,8 +85,16 @@ KINDS = {
             patient=True,
             causes=(Cause.NODE_LOST,),
         ),
-        Kind(name="stop_mlflow", expects="untouched", where="service", needs=("stop_mlflow", "start_mlflow")),
-        Kind(name="stop_store", expects="untouched", where="service", needs=("stop_store", "start_store")),
+        *(
+            Kind(
+                name=f"stop_{name}",
+                expects="untouched",
+                where="service",
+                needs=(f"stop_{name}", f"start_{name}"),
+                early=True,
+            )
+            for name in ("mlflow", "store")
+        ),
     ]
 }
 
@@ -113,6 +123,9 @@ class Plan(_Section):
     kinds: tuple[str, ...] | None = Field(default=None, description="default: all that can be done with these commands")
     canary: Canary = Canary()
     pause_s: float = Field(default=8.0, gt=0, description="for how long what is stopped stays so")
+    early_share: float = Field(
+        default=0.25, ge=0.0, le=1.0, description="of the faults that may come while a gang starts: those that do"
+    )
     spare: tuple[str, ...] = Field(default=(), description="hosts that no host fault may hit (the Ray head's)")
     commands: dict[str, tuple[str, ...]] = {}
     allow_full_disk: bool = False
@@ -127,17 +140,20 @@ class Plan(_Section):
 
 
 _LATEST_OF_PATIENT = 0.3  # of the steps: the rest of the job has to outlast the patience
+_STARTING_S = 5.0  # from the grant of a gang to its first step, or not much more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One fault: when the job has got to `at` of its steps, on the node or host that `pick` in [0, 1) chooses."""
+    """One fault: when the job has got to `at` of its steps, or `early_s` seconds after it was granted its gang if that
+    is given; on the node or host that `pick` in [0, 1) chooses."""
 
     seed: int  # of the plan that it comes from, where it has this number
     number: int
     kind: str
     at: float
     pick: float
+    early_s: float | None = None
 
 
 def read_plan(path: Path | None, *, seed: int | None = None) -> Plan:
@@ -172,20 +188,21 @@ def _tuples(value: object) -> object:
 
 
 def faults(plan: Plan) -> list[Fault]:
-    """The plan's faults in their order. Every kind comes once before any comes twice."""
+    """The plan's faults in their order. Every kind comes once before any comes twice; of those that may come
+    while a gang starts `early_share` do so, but none before its kind has come to a job that trains (unless all do)."""
     kinds = plan.kinds or tuple(name for name, lacks in plan.possible().items() if not lacks)
     draw = random.Random(plan.seed)
     order: list[str] = []
     while len(order) < (plan.count or len(kinds)):
         order += draw.sample(kinds, len(kinds))
     chosen = order[: plan.count or len(kinds)]
-    return [
-        Fault(
-            seed=plan.seed,
-            number=number,
-            kind=kind,
-            at=draw.uniform(0.15, _LATEST_OF_PATIENT if KINDS[kind].patient else 0.7),
-            pick=draw.random(),
+    found, seen = [], set[str]()
+    for number, kind in enumerate(chosen, 1):
+        at = draw.uniform(0.15, _LATEST_OF_PATIENT if KINDS[kind].patient else 0.7)
+        pick, chance, early_s = draw.random(), draw.random(), draw.uniform(0.0, _STARTING_S)
+        early = KINDS[kind].early and (kind in seen or plan.early_share == 1.0) and chance < plan.early_share
+        found.append(
+            Fault(seed=plan.seed, number=number, kind=kind, at=at, pick=pick, early_s=early_s if early else None)
         )
-        for number, kind in enumerate(chosen, 1)
-    ]
+        seen.add(kind)
+    return found

@@ -45,12 +45,13 @@ def page(found: Findings, *, picture: str | None) -> str:
     orphans = sum(1 for trial in trials for problem in trial.wrong if problem.startswith("orphans"))
     unasked = sum(1 for trial in trials for problem in trial.wrong if problem.endswith(UNASKED))
     lost = sum(1 for trial in trials if is_lost(trial.fault.kind, trial.wrong))
+    early = sum(1 for trial in trials if trial.fault.early_s is not None)
     missed = sum(1 for trial in trials if trial.struck is None)
     lines = [
         "# Chaos",
         "",
         f"Seed {seeds}, {len(trials)} faults of {len({t.fault.kind for t in trials})} kinds, {found.when}, "
-        f"{found.where}, code {found.code}.",
+        f"{found.where}, code {found.code}. {early} of them came while the gang started, the others while it trained.",
         "",
         f"**{len(trials) - len(bad)} of {len(trials)} passed.** Orphans after all faults: {orphans}; hosts that could "
         f"not be asked: {unasked}. Healthy jobs lost: {lost}. Faults that came after the job's end and hit nothing: "

@@ -42,11 +42,11 @@ def command(  # noqa: PLR0917 - typer's options
     todo = faults(chosen)
     impossible = {kind: lacks for kind, lacks in chosen.possible().items() if lacks}
     if dry:
-        planned = [{"number": f.number, "kind": f.kind, "at": round(f.at, 3)} for f in todo]
+        planned = [{"number": f.number, "kind": f.kind, "at": round(f.at, 3), "early_s": f.early_s} for f in todo]
         if json:
             return print_json({"seed": chosen.seed, "faults": planned, "not_possible": impossible})
-        for one in planned:
-            print(f"{one['number']:>4} {one['kind']:<20} at {one['at']:.0%} of the steps")
+        for fault in todo:
+            print(f"{fault.number:>4} {fault.kind:<20} {_moment(fault)}")
         for kind, lacks in impossible.items():
             print(f"   - {kind:<20} cannot be done here: {lacks}")
         return None
@@ -93,8 +93,15 @@ def command(  # noqa: PLR0917 - typer's options
     sys.exit(1 if wrong or left else 0)
 
 
+def _moment(fault: Fault) -> str:
+    if fault.early_s is not None:
+        return f"{fault.early_s:.1f} s after the grant of its gang"
+    return f"at {fault.at:.0%} of the steps"
+
+
 def _told(trial: Trial) -> str:
-    hit = "hit nothing" if trial.struck is None else f"hit {trial.struck['what']} at step {trial.step}"
+    when = f"at step {trial.step}" if trial.fault.early_s is None else _moment(trial.fault)
+    hit = "hit nothing" if trial.struck is None else f"hit {trial.struck['what']} {when}"
     back = "" if trial.back_after_s is None else f", {trial.back_after_s:.1f} s to the next new step"
     verdict = "; ".join(trial.wrong) or "passed"
     return f"{trial.fault.kind}: {hit}{back}, attempts {', '.join(trial.causes)}: {verdict}"

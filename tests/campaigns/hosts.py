@@ -74,6 +74,7 @@ def main() -> int:
     parser.add_argument("--each", type=int, help="faults of each kind, instead of --count")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--sets", type=int, default=1, help="sets of hosts side by side; each takes a seed of its own")
+    parser.add_argument("--plan", default="{}", help="more keys of the chaos plan, as YAML in a line")
     parser.add_argument("--training", action="store_true", help="real training instead of the canary")
     parser.add_argument("--page", default="chaos-200", help="name of the report")
     parser.add_argument("--into", type=Path, default=DOCS, help="folder of the report")
@@ -100,7 +101,7 @@ def one_set(given: argparse.Namespace, count: int) -> int:
         if given.training:
             canary = training(cluster, steps=_OUTLASTING, hang_s=_HANG_S)
         report = cluster.folder / f"{given.page}.md"
-        plan = {"seed": given.seed, "count": count, "canary": canary, "pause_s": 6.0}
+        plan = {"seed": given.seed, "count": count, "canary": canary, "pause_s": 6.0, **yaml.safe_load(given.plan)}
         try:
             return run(cluster, report, timeout_s=48 * 3600, shown=True, **plan).returncode
         finally:
@@ -115,7 +116,11 @@ def side_by_side(given: argparse.Namespace, count: int) -> int:
         for number in range(given.sets):
             folder = Path(name, str(number))
             folder.mkdir()
-            share = [f"--count={(count + number) // given.sets}", f"--seed={given.seed + number}"]
+            share = [
+                f"--count={(count + number) // given.sets}",
+                f"--seed={given.seed + number}",
+                f"--plan={given.plan}",
+            ]
             where = [f"--page={given.page}", f"--into={folder}", *(["--training"] if given.training else [])]
             words = [sys.executable, "-m", "tests.campaigns.hosts", *share, *where]
             process = subprocess.Popen(apart(words, folder))

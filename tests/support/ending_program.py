@@ -90,6 +90,8 @@ def meet() -> None:
 
 def affinity() -> None:
     print(f"runs on CPUs {sorted(os.sched_getaffinity(0))}", flush=True)
+    policies = {line.split()[1] for line in Path("/proc/self/numa_maps").read_text().splitlines()}
+    print(f"has memory by {sorted(policies)}", flush=True)
 
 
 def eat_in(group: str) -> None:

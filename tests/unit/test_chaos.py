@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -119,6 +120,36 @@ def test_same_seed_gives_the_same_faults_and_each_kind_comes_before_any_comes_tw
     possible = [name for name, lacks in plan.possible().items() if not lacks]
     assert {fault.kind for fault in faults(plan)[: len(possible)]} == set(possible)
     assert all(0.1 < fault.at < 0.8 for fault in faults(plan))
+
+
+def test_some_faults_come_while_the_gang_starts_but_none_before_its_kind_came_to_one_that_trains() -> None:
+    commands = {need: ("true",) for kind in KINDS.values() for need in kind.needs}
+    chosen = faults(Plan(seed=1, count=200, commands=commands, allow_full_disk=True))
+    early = [fault for fault in chosen if fault.early_s is not None]
+    assert 10 < len(early) < 40 and all(KINDS[fault.kind].early for fault in early)
+    assert all(fault.early_s is None for fault in chosen[: len(KINDS)])
+
+
+def test_gang_that_did_not_get_to_start_may_start_again_but_not_crash() -> None:
+    def ended(*causes: str) -> Evidence:
+        attempts = tuple({"cause": cause, "hosts": ["a"]} for cause in causes)
+        return replace(passing("stop_store"), early=True, attempts=attempts)
+
+    assert verdict(ended("done")) == verdict(ended("infrastructure", "node_lost", "done")) == []
+    (said,) = verdict(ended("crash", "done"))
+    assert "had not started ended as crash" in said
+
+
+@pytest.mark.parametrize(("granted_s_ago", "nodes", "now"), [(3.0, [{}], True), (1.0, [{}], False), (3.0, [], False)])
+def test_early_fault_comes_so_long_after_the_grant(granted_s_ago: float, nodes: list[Any], now: bool) -> None:
+    class OneAttempt:
+        @staticmethod
+        def attempts(job: str) -> list[Any]:
+            return [SimpleNamespace(nodes=nodes, granted_at=time.time() - granted_s_ago)]
+
+    campaign = Campaign(Plan(), cast(Any, None), cast(Any, OneAttempt()), cast(Any, None))
+    fault = Fault(seed=1, number=1, kind="stop_store", at=0.5, pick=0.0, early_s=2.0)
+    assert campaign._is_time(fault, "j", {}) is now
 
 
 def test_kinds_that_need_a_command_are_possible_only_with_it() -> None:

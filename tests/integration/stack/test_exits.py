@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.node.binding import problem
+from cluster.node.binding import numa_of_cpus, problem
 from cluster.outcome.last_words import _cgroup_file
 from orchestrator.settings import Home
 from tests.support.record_exits import PROGRAM, limited_cgroup
@@ -93,11 +93,17 @@ def test_workers_run_on_the_cpus_that_msrun_was_told_to_bind(rex: Rex, tmp_path:
     assert found == [[str(cpus[0])], [str(cpus[1])]]
 
 
-def test_binding_to_memory_is_refused_by_name_where_msrun_would_not_bind(rex: Rex, tmp_path: Path) -> None:
+def test_memory_is_that_of_the_bound_cpus_or_refused_by_name_where_msrun_would_not_bind(
+    rex: Rex, tmp_path: Path
+) -> None:
     unbound = problem("numa", socket.gethostname())  # for want of numactl, as a rule
     ended = rex.finish(rex.submit(ending_spec(tmp_path / "numa.yaml", "affinity", gang={"bind": "numa"})))
     if unbound is None:
         assert ended["state"] == "succeeded", ended
+        said = (attempt_folder(rex.home, ended["job_id"], 1) / "logs" / "worker_0.log").read_text()
+        cpus = ended["nodes"][0]["cpus"]
+        nodes = sorted({numa_of_cpus()[cpu] for cpu in cpus})
+        assert f"runs on CPUs {cpus}" in said and f"bind:{','.join(map(str, nodes))}" in said, said
         return
     assert (ended["state"], ended["cause"], ended["detail"]) == ("failed", "config", unbound)
     assert ended["attempts"][0]["end"]["host"] == socket.gethostname()
