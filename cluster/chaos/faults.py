@@ -29,12 +29,13 @@ VICTIMS = ("worker", "msrun", "scheduler", "supervisor", "agent", "ray_node")
 def find(victim: str, token: str, agent: int | None) -> int | None:
     """The process id of that part of the attempt on this node; None if this node has none now.
 
-    The lowest id where there are several (ranks).
+    The lowest id where there are several (ranks). A Ray node is the parent of its agent, and of its task: us.
     """
     if victim == "agent":
         return agent
     if victim == "ray_node":
-        return _parent(agent) if agent else None
+        parent = _parent(agent or os.getpid())
+        return parent if parent is not None and _name(parent) == "raylet" else None
     if victim == "supervisor":
         return min(find_by_environment(ENV_SUPERVISES, token), default=None)
     found = [pid for pid in find_by_environment(ENV_TOKEN, token) if _role(pid) == victim]
@@ -54,6 +55,13 @@ def _role(pid: int) -> str | None:
     if is_shim or not any(entry.startswith(("RANK_ID=", "MS_ROLE=")) for entry in env):
         return None
     return "scheduler" if "MS_ROLE=MS_SCHED" in env else "worker"
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _parent(pid: int) -> int | None:

@@ -51,7 +51,7 @@ class Teardown:
         self._disobeyed: set[tuple[str, int]] = set()  # attempts whose agents do not end when they are told to
         self._called_off: set[tuple[str, int]] = set()  # attempts that end before all their agents were placed
         self._port_since: dict[tuple[str, int, int], float] = {}  # since when a master port was seen to be taken
-        self._unfree: set[tuple[str, int, int]] = set()  # nodes whose newest word is that something is left there
+        self._unfree: dict[tuple[str, int, int], bool] = {}  # is a node's newest word that something is left there?
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="certify")
         self._certifying: dict[tuple[str, int, int], Future[Record]] = {}
         self.silent: set[str] = set()  # ids of nodes whose lease ran out: nothing is placed there until they answer
@@ -92,7 +92,7 @@ class Teardown:
         for key in ((job, attempt, node_rank) for node_rank in range(nodes)):
             self._port_since.pop(key, None)
             self._certifying.pop(key, None)
-            self._unfree.discard(key)
+            self._unfree.pop(key, None)
 
     def _of_node(self, row: JobRow, attempt: AttemptRow, view: NodeView) -> Record | None:
         if view.report is None:
@@ -117,7 +117,7 @@ class Teardown:
             record = self._swept(row, attempt, view)
             if record is not None:
                 return record
-        if key in self._unfree and self._alive(known.get(node["id"])):
+        if self._said_unfree(row, key) and self._alive(known.get(node["id"])):
             return None  # it is there, and says that it is not free: no lease proves more than that
         never_came = attempt.ready_at is None and self.gangs.register.renewed(key) is None
         if view.answer == "pending" and never_came and self._alive(known.get(node["id"])):
@@ -199,12 +199,19 @@ class Teardown:
         """Does this certificate leave nothing on the node? What it leaves is told once."""
         key = (row.id, row.job.attempt, view.node_rank)
         held = self._held(key, record)
+        self._unfree[key] = bool(held)
         if held:
-            self._unfree.add(key)
             self._once(row, "teardown_incomplete", {"node": view.node_rank, **held})
-        else:
-            self._unfree.discard(key)
         return not held
+
+    def _said_unfree(self, row: JobRow, key: tuple[str, int, int]) -> bool:
+        """A control plane before this one may have heard it: then it is among the events."""
+        if key not in self._unfree:
+            self._unfree[key] = any(
+                (entry["action"], entry["attempt"], entry["detail"].get("node")) == ("teardown_incomplete", *key[1:])
+                for entry in self.store.events(row.id)
+            )
+        return self._unfree[key]
 
     def _held(self, key: tuple[str, int, int], record: Record) -> dict[str, Any]:
         """What of the node is not released yet. A port alone holds nothing up for long: the sweep found no process of
@@ -231,7 +238,7 @@ class Teardown:
             return future.result()
         except ClusterUnreachable as error:
             _LOG.warning("action=certify job=%s attempt=%d: %s", row.id, row.job.attempt, error)
-            self._unfree.discard(key)  # whoever does not answer says nothing
+            self._unfree[key] = False  # whoever does not answer says nothing
             return None
 
     def _lost(self, row: JobRow, view: NodeView, node: Mapping[str, Any], why: str) -> Record:

@@ -224,11 +224,15 @@ class Hosts:
         )
         space = ["ip", "netns", "exec", f"rexhost{host}"]
         spaces = ["unshare", "--pid", "--mount", "--ipc", "--uts", "--fork", "--kill-child", "--mount-proc"]
-        holder = subprocess.Popen([*space, *spaces, "bash", "-c", script], stdin=subprocess.DEVNULL)
+        said = own / "boot.log"
+        with said.open("wb") as log:
+            command = [*space, *spaces, "bash", "-c", script]
+            holder = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self._holders[host] = holder
         deadline = time.monotonic() + 20
         while not ready.exists():
-            assert time.monotonic() < deadline and holder.poll() is None, f"host {host} did not boot"
+            up = time.monotonic() < deadline and holder.poll() is None
+            assert up, f"host {host} did not boot: {said.read_text(errors='replace')}"
             time.sleep(0.05)
         children = Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text().split()
         self._inits[host] = int(children[0])

@@ -130,15 +130,22 @@ class World:
         self.jumped_s = 0.0
         self.store = Store(f"sqlite:///{folder / 'store.db'}")
         self.store.migrate()
-        effects = cast(Effects, NoEffects())
-        census = Census(self.store, cast(Gangs, self.gangs), WANTED, clock=self.clock)
-        self.loop = Loop(self.store, cast(Gangs, self.gangs), effects, census, clock=self.clock, steady=self.steady)
+        self.loop = self._new_loop()
 
     def __enter__(self) -> World:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.store.engine.dispose()
+
+    def _new_loop(self) -> Loop:
+        effects = cast(Effects, NoEffects())
+        census = Census(self.store, cast(Gangs, self.gangs), WANTED, clock=self.clock)
+        return Loop(self.store, cast(Gangs, self.gangs), effects, census, clock=self.clock, steady=self.steady)
+
+    def restart(self) -> None:
+        """Another control plane: it knows what the store tells, and nothing else."""
+        self.loop = self._new_loop()
 
     def steady(self) -> float:
         """Does not jump with the wall clock."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,21 @@ def test_node_that_says_that_it_is_not_free_is_not_lost_by_its_lease(world: Worl
     world.gangs.survivors, world.gangs.also = [], {}
     world.tick_until(lambda: world.state() is State.BACKOFF)
     assert world.store.attempt("j", 1).cause == Cause.INFRASTRUCTURE.value
+
+
+def test_control_plane_that_starts_anew_knows_who_said_that_it_is_not_free(world: World) -> None:
+    world.launched()
+    world.gangs.survivors = [4711]
+    world.gangs.views["j"] = [report(ended=ended(1, survivors=[4711]))]
+    world.tick_until(lambda: len(world.gangs.certified) > 1)
+    world.gangs.views["j"] = [silent("dead")]
+    world.restart()
+    never = Future[Any]()  # a certificate that takes its time
+    world.loop.following.teardown._certifying[("j", 1, 0)] = never
+    for _ in range(8):
+        world.clock.now += LEASE_S
+        world.loop.tick()
+        assert world.state() is State.LAUNCHING
 
 
 def test_node_that_was_not_free_and_then_fell_silent_is_lost_by_its_lease(world: World) -> None:
