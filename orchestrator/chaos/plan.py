@@ -75,6 +75,7 @@ KINDS = {
             needs=("cut", "heal"),
             patient=True,
             causes=(Cause.NODE_LOST,),
+            early=True,
         ),
         Kind(name="slow_network", expects="untouched", where="host", needs=("slow", "heal"), early=True),
         Kind(
@@ -84,6 +85,7 @@ KINDS = {
             needs=("power_off", "power_on"),
             patient=True,
             causes=(Cause.NODE_LOST,),
+            early=True,
         ),
         *(
             Kind(
