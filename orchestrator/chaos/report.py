@@ -40,7 +40,8 @@ class Findings:
 def page(found: Findings, *, picture: str | None) -> str:
     """Markdown."""
     trials = found.trials
-    seeds = " and ".join(str(seed) for seed in sorted({trial.fault.seed for trial in trials}))
+    seeds = sorted({trial.fault.seed for trial in trials})
+    seed = f"Seed{'s' if len(seeds) > 1 else ''} {' and '.join(map(str, seeds))}"
     bad = [trial for trial in trials if trial.wrong]
     orphans = sum(1 for trial in trials for problem in trial.wrong if problem.startswith("orphans"))
     unasked = sum(1 for trial in trials for problem in trial.wrong if problem.endswith(UNASKED))
@@ -50,7 +51,7 @@ def page(found: Findings, *, picture: str | None) -> str:
     lines = [
         "# Chaos",
         "",
-        f"Seed {seeds}, {len(trials)} faults of {len({t.fault.kind for t in trials})} kinds, {found.when}, "
+        f"{seed}, {len(trials)} faults of {len({t.fault.kind for t in trials})} kinds, {found.when}, "
         f"{found.where}, code {found.code}. {early} of them came while the gang started, the others while it trained.",
         "",
         f"**{len(trials) - len(bad)} of {len(trials)} passed.** Orphans after all faults: {orphans}; hosts that could "
