@@ -13,7 +13,7 @@ demo: setup ## train ReXNet on the digits, be preempted half-way, resume, finish
 	@$(BIN)/rexctl demo
 
 test: setup ## run every test that this machine can run, three at a time; what it cannot is listed at the end
-	@$(BIN)/python -m pytest -n 3 $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --durations=15 --durations-min=30 $(ARGS)
 
 check: setup ## lint, format, types, import direction
 	@$(BIN)/ruff check .
