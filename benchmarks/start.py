@@ -113,7 +113,7 @@ def first_step_at(store: Store, job: str) -> float:
 
 def beside(name: str, peer: str, pairs: tuple[tuple[float, float], ...], note: str) -> Result:
     extra_s = statistics.median(ours - theirs for ours, theirs in pairs)
-    limit = f"at most {LIMIT_S:g} s more; {note}"
+    limit = f"at most {LIMIT_S:g} s more by the median; {note}"
     return Result(name=name, peer=peer, pairs=pairs, note=limit, kept=extra_s <= LIMIT_S)
 
 

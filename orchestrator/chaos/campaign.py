@@ -69,6 +69,7 @@ class Campaign:
         self.strikes = Strikes(plan, gangs, stack)
         self._base = base
         self._undisturbed: str | None = None
+        self.under_way: str | None = None  # the job that is being tried
 
     def spec(self, fault: Fault) -> JobSpec:
         """The job for that fault: one that is still training when whoever has to see the fault has seen it."""
@@ -105,7 +106,7 @@ class Campaign:
         spec = self.spec(fault)
         expected_digest = self.undisturbed(spec)
         submitted_at = time.time()
-        job = submit(spec, self.store, self.stack.home).id
+        job = self.under_way = submit(spec, self.store, self.stack.home).id
         struck: list[dict[str, Any] | None] = []
         at_step: list[int] = []
 
@@ -113,8 +114,9 @@ class Campaign:
             if not struck and self._is_time(fault, job, view):
                 at_step.append(view["progress"]["step"])
                 attempt = self.store.attempts(job)[-1]
+                trained = attempt.first_step_at is not None
                 hit = self.strikes.strike(fault, attempt, view)
-                struck.append(None if hit is None else {**hit, "attempt": attempt.number})
+                struck.append(None if hit is None else {**hit, "attempt": attempt.number, "trained": trained})
 
         view = self._follow(job, each)
         not_undone = self.strikes.mend()
@@ -123,7 +125,6 @@ class Campaign:
         tokens = [attempt.token for attempt in self.store.attempts(job)]
         seen = Evidence(
             kind=fault.kind,
-            early=fault.early_s is not None,
             struck=hit,
             state=view["state"],
             detail=view["detail"],
@@ -133,6 +134,7 @@ class Campaign:
             digest=digest,
             expected_digest=expected_digest,
         )
+        self.under_way = None
         return Trial(
             fault=fault,
             job=job,
@@ -185,10 +187,11 @@ class Campaign:
             stop = StopRequested(cause=Cause.CANCELLED, detail="the chaos campaign was ended")
             self.store.request(job, stop, action="cancel_requested", detail={"by": "chaos"})
 
-    def at_the_end(self, trials: Sequence[Trial]) -> list[str]:
-        """What is left on any host of any attempt of the whole campaign, in words."""
-        tokens = [attempt.token for trial in trials for attempt in self.store.attempts(trial.job)]
-        hosts = {node["host"] for trial in trials for one in self.store.attempts(trial.job) for node in one.nodes}
+    def at_the_end(self, jobs: Sequence[str]) -> list[str]:
+        """What is left on any host of any attempt of these jobs, in words."""
+        attempts = [attempt for job in jobs for attempt in self.store.attempts(job)]
+        tokens = [attempt.token for attempt in attempts]
+        hosts = {node["host"] for attempt in attempts for node in attempt.nodes}
         looks = self._look("", tokens, hosts)
         silent = sorted(hosts - {look["host"] for look in looks})
         return [

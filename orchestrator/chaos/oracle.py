@@ -10,7 +10,7 @@ from jobs.budgets import Cause
 from orchestrator.chaos.plan import KINDS
 
 UNASKED = "could not be asked who is left there"
-_MISSED = "the fault hit nothing: when it came the job had ended"
+_MISSED = "the fault hit nothing: what it was meant for was not there, or not any more"
 _ENDED, _LOST = "the job ended", "a healthy job was lost"
 _NOT_STARTED = {Cause.INFRASTRUCTURE.value, Cause.NODE_LOST.value}  # how the start of a gang may fail
 _CLOCKS_S = 1.0  # hosts' clocks may differ by so much where one attempt's end is held against another one's begin
@@ -21,8 +21,7 @@ class Evidence:
     """What was seen of one job after one fault."""
 
     kind: str
-    early: bool = False  # it came while the gang started: nothing was training yet that could have been lost
-    struck: dict[str, Any] | None  # what the fault hit, and in which attempt; None if nothing was there any more
+    struck: dict[str, Any] | None  # what the fault hit, in which attempt, and if that trained; None: nothing was there
     state: str
     detail: str
     attempts: tuple[dict[str, Any], ...]  # as in `rexctl status --json`
@@ -50,16 +49,27 @@ def _outcome(seen: Evidence) -> list[str]:
     if seen.struck is None:
         return [_MISSED]
     causes = [attempt["cause"] for attempt in seen.attempts]
-    if seen.early:
-        odd = sorted({str(cause) for cause in causes[:-1]} - _NOT_STARTED)
-        return [f"an attempt that had not started ended as {' and '.join(odd)}"] if odd else []
+    may_be, number = [cause.value for cause in KINDS[seen.kind].causes], int(seen.struck["attempt"])
+    if not seen.struck["trained"]:
+        return _start_that_was_hit(causes, number)
     if KINDS[seen.kind].expects == "untouched" and len(causes) > 1:
         return [f"{_LOST}: its attempts ended {', '.join(map(str, causes))}"]
     if KINDS[seen.kind].expects == "goes_on" and len(causes) < 2:
         return ["the fault went unseen: the first attempt went on to the end"]
-    may_be, number = [cause.value for cause in KINDS[seen.kind].causes], int(seen.struck["attempt"])
     if may_be and causes[number - 1] not in may_be:
         return [f"attempt {number} ended as {causes[number - 1]}, not as {' or '.join(may_be)}"]
+    return []
+
+
+def _start_that_was_hit(causes: Sequence[str], number: int) -> list[str]:
+    """A gang that had not made a step may go on, or has to start again; the one that comes after it goes through."""
+    hit = causes[number - 1]
+    if number == len(causes):
+        return []
+    if hit not in _NOT_STARTED:
+        return [f"attempt {number} had not started and ended as {hit}, not as {' or '.join(sorted(_NOT_STARTED))}"]
+    if len(causes) > number + 1:
+        return [f"{_LOST}: its attempts ended {', '.join(causes)}"]
     return []
 
 

@@ -132,6 +132,10 @@ class Plan(_Section):
     commands: dict[str, tuple[str, ...]] = {}
     allow_full_disk: bool = False
 
+    def what_counts(self) -> dict[str, Any]:
+        """What makes a campaign another one; how its commands do what they do does not."""
+        return self.model_dump(mode="json", exclude={"commands"})
+
     def possible(self) -> dict[str, str]:
         """Each kind, and what it lacks here ("" if nothing)."""
         have = {*self.commands, *(["allow_full_disk"] if self.allow_full_disk else [])}
@@ -156,6 +160,12 @@ class Fault:
     at: float
     pick: float
     early_s: float | None = None
+
+    @property
+    def moment(self) -> str:
+        if self.early_s is not None:
+            return f"{self.early_s:.1f} s after the grant of its gang"
+        return f"at {self.at:.0%} of the steps"
 
 
 def read_plan(path: Path | None, *, seed: int | None = None) -> Plan:

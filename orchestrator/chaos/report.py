@@ -28,35 +28,42 @@ class Findings:
     where: str
     when: str
     code: str  # digest of the code that was tried
+    plan: dict[str, Any]  # what counts of it
+    interrupted: tuple[str, ...] = ()  # jobs that were being tried when the campaign was ended
     at_the_end: tuple[str, ...] | None = None  # what was left on any host after all of it; None while it goes on
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Findings:
         end = value["at_the_end"]
         trials = tuple(Trial.from_json(trial) for trial in value["trials"])
-        return cls(**{**value, "trials": trials, "at_the_end": None if end is None else tuple(end)})
+        lists = {"trials": trials, "interrupted": tuple(value["interrupted"])}
+        return cls(**{**value, **lists, "at_the_end": None if end is None else tuple(end)})
+
+    @property
+    def jobs(self) -> list[str]:
+        """All that the campaign has submitted to be struck."""
+        return [*(trial.job for trial in self.trials), *self.interrupted]
 
 
 def page(found: Findings, *, picture: str | None) -> str:
     """Markdown."""
     trials = found.trials
-    seeds = sorted({trial.fault.seed for trial in trials})
+    seeds = sorted({trial.fault.seed for trial in trials} or {found.plan["seed"]})
     seed = f"Seed{'s' if len(seeds) > 1 else ''} {' and '.join(map(str, seeds))}"
     bad = [trial for trial in trials if trial.wrong]
     orphans = sum(1 for trial in trials for problem in trial.wrong if problem.startswith("orphans"))
     unasked = sum(1 for trial in trials for problem in trial.wrong if problem.endswith(UNASKED))
     lost = sum(1 for trial in trials if is_lost(trial.fault.kind, trial.wrong))
-    early = sum(1 for trial in trials if trial.fault.early_s is not None)
+    early = sum(1 for trial in trials if trial.struck is not None and not trial.struck["trained"])
     missed = sum(1 for trial in trials if trial.struck is None)
     lines = [
         "# Chaos",
         "",
         f"{seed}, {len(trials)} faults of {len({t.fault.kind for t in trials})} kinds, {found.when}, "
-        f"{found.where}, code {found.code}. {early} of them came while the gang started, the others while it trained.",
+        f"{found.where}, code {found.code}. {early} of them came before the gang's first step.",
         "",
         f"**{len(trials) - len(bad)} of {len(trials)} passed.** Orphans after all faults: {orphans}; hosts that could "
-        f"not be asked: {unasked}. Healthy jobs lost: {lost}. Faults that came after the job's end and hit nothing: "
-        f"{missed}.",
+        f"not be asked: {unasked}. Healthy jobs lost: {lost}. Faults that hit nothing: {missed}.",
         "",
         *([_END.format("; ".join(found.at_the_end) or "nobody"), ""] if found.at_the_end is not None else []),
         "Each fault hits a job of its own, which has to succeed, and whose attempt has to end for a reason that such a",
@@ -80,8 +87,8 @@ def page(found: Findings, *, picture: str | None) -> str:
         for trial in bad:
             what = "; ".join(trial.wrong)
             lines.append(
-                f"- fault {trial.fault.number} of seed {trial.fault.seed}, {trial.fault.kind} at step {trial.step} of "
-                f"{trial.job}: {what}"
+                f"- fault {trial.fault.number} of seed {trial.fault.seed}, {trial.fault.kind} {trial.fault.moment} "
+                f"(step {trial.step}) of {trial.job}: {what}"
             )
     return "\n".join([*lines, ""])
 
@@ -118,12 +125,21 @@ def draw(trials: Sequence[Trial], path: Path) -> None:
 
 def write(found: Findings, target: Path) -> None:
     """TARGET (Markdown), and beside it the picture and all trials as JSON, each whole or as it was."""
-    picture = target.with_suffix(".svg")
-    draw(found.trials, picture)
-    target.write_text(page(found, picture=picture.name))
-    whole = target.with_suffix(".json.part")
-    whole.write_text(json.dumps(asdict(found), indent=1))
-    whole.replace(target.with_suffix(".json"))
+    picture, data = target.with_suffix(".svg"), target.with_suffix(".json")
+    if found.trials:
+        draw(found.trials, drawn := _beside(picture))
+        drawn.replace(picture)
+    for path, text in (
+        (target, page(found, picture=picture.name if found.trials else None)),
+        (data, json.dumps(asdict(found), indent=1)),
+    ):
+        written = _beside(path)
+        written.write_text(text)
+        written.replace(path)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".part-{path.name}")
 
 
 def read(target: Path) -> Findings | None:

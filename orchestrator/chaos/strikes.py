@@ -66,6 +66,8 @@ class Strikes:
             for rank, node in enumerate(attempt.nodes)
             if fault.kind != "kill_ray_node" or node["host"] not in self.plan.spare
         ]
+        if not ranks:
+            return None
         # msrun's scheduler is on the first node alone.
         rank = 0 if victim == "scheduler" else ranks[int(fault.pick * len(ranks))]
         node = attempt.nodes[rank]

@@ -18,7 +18,8 @@ from orchestrator.cli.common import HomeOption, JsonOption, open_stack, print_js
 
 if TYPE_CHECKING:
     from orchestrator.chaos.campaign import Trial
-    from orchestrator.chaos.plan import Fault
+    from orchestrator.chaos.plan import Fault, Plan
+    from orchestrator.chaos.report import Findings
 
 
 def command(  # noqa: PLR0917 - typer's options
@@ -40,16 +41,8 @@ def command(  # noqa: PLR0917 - typer's options
         raise SpecError("--resume: no --report was given", hint="name the report of the campaign that is to go on")
     chosen = read_plan(plan, seed=seed)
     todo = faults(chosen)
-    impossible = {kind: lacks for kind, lacks in chosen.possible().items() if lacks}
     if dry:
-        planned = [{"number": f.number, "kind": f.kind, "at": round(f.at, 3), "early_s": f.early_s} for f in todo]
-        if json:
-            return print_json({"seed": chosen.seed, "faults": planned, "not_possible": impossible})
-        for fault in todo:
-            print(f"{fault.number:>4} {fault.kind:<20} {_moment(fault)}")
-        for kind, lacks in impossible.items():
-            print(f"   - {kind:<20} cannot be done here: {lacks}")
-        return None
+        return _print_planned(chosen, todo, as_json=json)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)  # what was done to the cluster is undone on the way out
     stack = open_stack(home)
@@ -59,32 +52,41 @@ def command(  # noqa: PLR0917 - typer's options
     from orchestrator.chaos.campaign import Campaign
     from orchestrator.chaos.report import Findings, read, write
 
-    code = read_code().digest[:12]
-    found = read(report) if report is not None and resume else None
-    done = () if found is None else found.trials
-    if found is not None:
-        _check_the_same(found.code, code, [trial.fault for trial in done], todo)
+    found = Findings(
+        trials=(),
+        where="",
+        when=time.strftime("%Y-%m-%d"),
+        code=read_code().digest[:12],
+        plan=chosen.what_counts(),
+    )
+    if resume and report is not None:
+        found = _so_far(read(report), found)
     store = stack.up(say)
     gangs = Gangs(stack.ray_address)
     gangs.connect()
     campaign = Campaign(chosen, stack, store, gangs, base=plan.parent if plan else None)
     if chosen.canary.job is not None:
         say(f"{chosen.canary.job} is run once without a fault, to know what it ends with")
-    if done:
-        say(f"going on after {len(done)} of {len(todo)} faults")
-    for fault in todo[len(done) :]:
-        trial = campaign.try_one(fault)
-        done = (*done, trial)
-        say(f"{fault.number}/{len(todo)} {_told(trial)}")
+    if found.trials:
+        say(f"going on after {len(found.trials)} of {len(todo)} faults")
+    for fault in todo[len(found.trials) :]:
+        try:
+            trial = campaign.try_one(fault)
+        except BaseException:
+            if report is not None and campaign.under_way is not None:  # for the last look, if this is resumed
+                write(replace(found, interrupted=(*found.interrupted, campaign.under_way)), report)
+            raise
         where = f"{sum(node.alive for node in gangs.nodes())} Ray nodes"
-        found = Findings(trials=done, where=where, when=time.strftime("%Y-%m-%d"), code=code)
+        found = replace(found, trials=(*found.trials, trial), where=where)
+        say(f"{fault.number}/{len(todo)} {_told(trial)}")
         if report is not None:  # as far as it has come: a campaign takes hours
             write(found, report)
-    left = campaign.at_the_end(done)
+    left = campaign.at_the_end(found.jobs)
     for problem in left:
         say(f"at the end: {problem}")
-    if report is not None and found is not None:
+    if report is not None:
         write(replace(found, at_the_end=tuple(left)), report)
+    done = found.trials
     wrong = [trial for trial in done if trial.wrong]
     if json:
         print_json({"seed": chosen.seed, "trials": [trial.to_json() for trial in done], "at_the_end": left})
@@ -93,25 +95,35 @@ def command(  # noqa: PLR0917 - typer's options
     sys.exit(1 if wrong or left else 0)
 
 
-def _moment(fault: Fault) -> str:
-    if fault.early_s is not None:
-        return f"{fault.early_s:.1f} s after the grant of its gang"
-    return f"at {fault.at:.0%} of the steps"
+def _print_planned(plan: Plan, todo: Sequence[Fault], *, as_json: bool) -> None:
+    impossible = {kind: lacks for kind, lacks in plan.possible().items() if lacks}
+    if as_json:
+        planned = [{"number": f.number, "kind": f.kind, "at": round(f.at, 3), "early_s": f.early_s} for f in todo]
+        return print_json({"seed": plan.seed, "faults": planned, "not_possible": impossible})
+    for fault in todo:
+        print(f"{fault.number:>4} {fault.kind:<20} {fault.moment}")
+    for kind, lacks in impossible.items():
+        print(f"   - {kind:<20} cannot be done here: {lacks}")
+    return None
 
 
 def _told(trial: Trial) -> str:
-    when = f"at step {trial.step}" if trial.fault.early_s is None else _moment(trial.fault)
+    when = f"at step {trial.step}" if trial.fault.early_s is None else trial.fault.moment
     hit = "hit nothing" if trial.struck is None else f"hit {trial.struck['what']} {when}"
     back = "" if trial.back_after_s is None else f", {trial.back_after_s:.1f} s to the next new step"
     verdict = "; ".join(trial.wrong) or "passed"
     return f"{trial.fault.kind}: {hit}{back}, attempts {', '.join(trial.causes)}: {verdict}"
 
 
-def _check_the_same(its_code: str, code: str, done: Sequence[Fault], todo: Sequence[Fault]) -> None:
-    """SpecError unless that report is of the first faults of this campaign, tried on this code."""
-    if its_code != code:
-        raise SpecError(
-            f"--resume: the report is of code {its_code}, this is {code}", hint="give --report another name"
-        )
-    if list(done) != list(todo[: len(done)]):
-        raise SpecError("--resume: the report is of other faults", hint="take the plan and the seed that it names")
+def _so_far(before: Findings | None, new: Findings) -> Findings:
+    """What the campaign had found that is to go on; SpecError if that was another one."""
+    if before is None:
+        return new
+    if before.code != new.code:
+        told = f"--resume: the report is of code {before.code}, this is {new.code}"
+        raise SpecError(told, hint="give --report another name")
+    odd = sorted(key for key in new.plan if before.plan.get(key) != new.plan[key])
+    if odd:
+        told = f"--resume: the report is of another plan ({', '.join(odd)})"
+        raise SpecError(told, hint="take the plan and the seed that it began with")
+    return replace(new, trials=before.trials, where=before.where, interrupted=before.interrupted)

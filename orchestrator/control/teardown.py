@@ -199,18 +199,27 @@ class Teardown:
         """Does this certificate leave nothing on the node? What it leaves is told once."""
         key = (row.id, row.job.attempt, view.node_rank)
         held = self._held(key, record)
-        self._unfree[key] = bool(held)
-        if held:
-            self._once(row, "teardown_incomplete", {"node": view.node_rank, **held})
+        self._note_word(row, key, held)
         return not held
+
+    def _note_word(self, row: JobRow, key: tuple[str, int, int], held: dict[str, Any]) -> None:
+        """Keep the node's newest word, also for a control plane after this one."""
+        before, self._unfree[key] = self._said_unfree(row, key), bool(held)
+        if held:
+            self._once(row, "teardown_incomplete", {"node": key[2], **held}, again=not before)
+        elif before:
+            self.store.log(row, "teardown_complete", {"node": key[2]})
 
     def _said_unfree(self, row: JobRow, key: tuple[str, int, int]) -> bool:
         """A control plane before this one may have heard it: then it is among the events."""
         if key not in self._unfree:
-            self._unfree[key] = any(
-                (entry["action"], entry["attempt"], entry["detail"].get("node")) == ("teardown_incomplete", *key[1:])
+            words = [
+                entry["action"]
                 for entry in self.store.events(row.id)
-            )
+                if entry["action"] in ("teardown_incomplete", "teardown_complete", "node_silent")
+                and (entry["attempt"], entry["detail"].get("node")) == key[1:]
+            ]
+            self._unfree[key] = words[-1:] == ["teardown_incomplete"]
         return self._unfree[key]
 
     def _held(self, key: tuple[str, int, int], record: Record) -> dict[str, Any]:
@@ -238,7 +247,9 @@ class Teardown:
             return future.result()
         except ClusterUnreachable as error:
             _LOG.warning("action=certify job=%s attempt=%d: %s", row.id, row.job.attempt, error)
-            self._unfree[key] = False  # whoever does not answer says nothing
+            if self._said_unfree(row, key):  # whoever does not answer says nothing
+                self._unfree[key] = False
+                self.store.log(row, "node_silent", {"node": view.node_rank, "seen": "it cannot be asked any more"})
             return None
 
     def _lost(self, row: JobRow, view: NodeView, node: Mapping[str, Any], why: str) -> Record:
@@ -246,9 +257,9 @@ class Teardown:
         self.silent.add(node["id"])
         return {"lost": node["host"], "why": why, "node_rank": view.node_rank}
 
-    def _once(self, row: JobRow, action: str, detail: dict[str, Any]) -> None:
-        """Log an event unless this attempt has logged it already."""
-        for entry in self.store.events(row.id):
+    def _once(self, row: JobRow, action: str, detail: dict[str, Any], *, again: bool = False) -> None:
+        """Log an event unless this attempt has logged it already, or `again`."""
+        for entry in () if again else self.store.events(row.id):
             if (entry["action"], entry["attempt"], entry["detail"]) == (action, row.job.attempt, detail):
                 return
         self.store.log(row, action, detail)

@@ -1,5 +1,5 @@
-"""`make chaos-short` and `make chaos`: faults on three hosts that share nothing but an S3 and an MLflow server; the
-reports in docs/."""
+"""`make chaos-short` and `make chaos`: faults on three hosts that share nothing but an S3 and an MLflow server, or on
+several such sets at the same time; the reports in docs/."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +83,14 @@ def main() -> int:
         print(f"chaos: several hosts on one machine: {lacking}", file=sys.stderr)
         return 3
     end_tidily()
-    count = given.count if given.each is None else given.each * len(KINDS)
+    given.into.mkdir(parents=True, exist_ok=True)
+    kinds = yaml.safe_load(given.plan).get("kinds", KINDS)
+    count = given.count if given.each is None else given.each * len(kinds)
+    if count < given.sets or (given.each is not None and given.each % given.sets):
+        print(f"chaos: {count} faults cannot be shared by {given.sets} sets of hosts", file=sys.stderr)
+        return 2
     try:
-        if given.sets > 1:
-            return side_by_side(given, count)
-        return one_set(given, count)
+        return one_set(given, count) if given.sets == 1 else side_by_side(given, count)
     except KeyboardInterrupt:
         print("chaos: ended before all faults had come", file=sys.stderr)
         return 130
@@ -110,41 +112,42 @@ def one_set(given: argparse.Namespace, count: int) -> int:
 
 
 def side_by_side(given: argparse.Namespace, count: int) -> int:
-    """The faults shared out among sets of hosts that run at the same time; one report of all."""
-    with tempfile.TemporaryDirectory(prefix="rexchaos", dir="/var/tmp") as name, ExitStack() as over:
-        sets = []
-        for number in range(given.sets):
-            folder = Path(name, str(number))
-            folder.mkdir()
-            share = [
-                f"--count={(count + number) // given.sets}",
-                f"--seed={given.seed + number}",
-                f"--plan={given.plan}",
-            ]
-            where = [f"--page={given.page}", f"--into={folder}", *(["--training"] if given.training else [])]
-            words = [sys.executable, "-m", "tests.campaigns.hosts", *share, *where]
-            process = subprocess.Popen(apart(words, folder))
-            over.callback(process.wait)
-            over.callback(process.terminate)  # first: what is over does not mind
-            sets.append((folder, process))
-        codes = [process.wait() for _, process in sets]
-        over.close()
-        found = [one for folder, _ in sets if (one := read(folder / f"{given.page}.md")) is not None]
-        if found:
-            write(merged(found), given.into / f"{given.page}.md")
-    return max(codes)
+    """The faults shared out among sets of hosts that run at the same time; one report of all, however they end."""
+    with tempfile.TemporaryDirectory(prefix="rexchaos", dir="/var/tmp") as name:
+        sets: list[tuple[Path, subprocess.Popen[bytes]]] = []
+        try:
+            for number in range(given.sets):
+                folder = Path(name, str(number))
+                folder.mkdir()
+                share = [f"--count={(count + number) // given.sets}", f"--seed={given.seed + number}"]
+                what = [f"--plan={given.plan}", *(["--training"] if given.training else [])]
+                where = [f"--page={given.page}", f"--into={folder}"]
+                words = [sys.executable, "-m", "tests.campaigns.hosts", *share, *what, *where]
+                # A group of its own: a Ctrl-C reaches it once, through us.
+                sets.append((folder, subprocess.Popen(apart(words, folder), start_new_session=True)))
+            codes = [process.wait() for _, process in sets]
+        finally:
+            for _, process in sets:
+                process.terminate()  # what is over does not mind
+            for _, process in sets:
+                process.wait()
+            found = [one for folder, _ in sets if (one := read(folder / f"{given.page}.md")) is not None]
+            if found:
+                write(merged(found, given.sets), given.into / f"{given.page}.md")
+    return 1 if any(codes) or len(found) < given.sets else 0
 
 
-def merged(found: Sequence[Findings]) -> Findings:
-    """The findings of campaigns on sets of hosts, as those of one."""
-    ends = [one.at_the_end for one in found]
-    whole = tuple(left for end in ends if end is not None for left in end) if None not in ends else None
+def merged(found: Sequence[Findings], sets: int) -> Findings:
+    """The findings of campaigns on sets of hosts, as those of one. One that left none makes it one that is not over."""
+    ends = [one.at_the_end for one in found if one.at_the_end is not None]
     return Findings(
         trials=tuple(trial for one in found for trial in one.trials),
-        where=f"{len(found)} times {found[0].where} side by side",
+        where=f"{sets} times {found[0].where} side by side",
         when=found[-1].when,
         code=" and ".join(sorted({one.code for one in found})),
-        at_the_end=whole,
+        plan=found[0].plan,
+        interrupted=tuple(job for one in found for job in one.interrupted),
+        at_the_end=tuple(left for end in ends for left in end) if len(ends) == sets else None,
     )
 
 

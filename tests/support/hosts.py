@@ -40,13 +40,14 @@ def missing() -> str | None:
 
 def apart(command: Sequence[str], folder: Path) -> list[str]:
     """The words that run a command on this machine as if it were another one: with a network of its own, and `folder`
-    for temporary files, so that its hosts are in nobody's way. Give it the terminal's signals; it ends as they say."""
+    for temporary files, so that its hosts are in nobody's way. Nobody finds them from outside: it is ended politely
+    when we end, however that is, and takes them along."""
     script = (
         "set -e; ip link set lo up; mkdir -p /run/netns; mount -t tmpfs tmpfs /run/netns; mount -t sysfs sysfs /sys; "
         'exec "$@"'
     )
     spaces = ["unshare", "--net", "--mount", "--propagation", "private"]
-    return ["env", f"TMPDIR={folder}", *spaces, "bash", "-c", script, "-", *command]
+    return ["setpriv", "--pdeathsig", "TERM", "env", f"TMPDIR={folder}", *spaces, "bash", "-c", script, "-", *command]
 
 
 def _ip(*arguments: str) -> None:

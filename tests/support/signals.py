@@ -6,9 +6,10 @@ import signal
 
 
 def end_tidily() -> None:
-    """SIGINT and SIGTERM raise KeyboardInterrupt, so that every context manager ends what it began.
+    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, so that every context manager ends what it began.
 
     Also in the background, where a shell has SIGINT ignored, for this process and for every command that it starts.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, signal.default_int_handler)

@@ -34,7 +34,7 @@ def passing(kind: str = "kill_worker") -> Evidence:
     causes = ["done"] if KINDS[kind].expects == "untouched" else [KINDS[kind].causes[0].value, "done"]
     return Evidence(
         kind=kind,
-        struck={"what": "worker", "at": 1.0, "attempt": 1},
+        struck={"what": "worker", "at": 1.0, "attempt": 1, "trained": True},
         state="succeeded",
         detail="",
         attempts=tuple({"cause": cause, "hosts": ["a"]} for cause in causes),
@@ -130,14 +130,19 @@ def test_some_faults_come_while_the_gang_starts_but_none_before_its_kind_came_to
     assert all(fault.early_s is None for fault in chosen[: len(KINDS)])
 
 
-def test_gang_that_did_not_get_to_start_may_start_again_but_not_crash() -> None:
-    def ended(*causes: str) -> Evidence:
+@pytest.mark.parametrize("kind", ["stop_store", "cut_network"])
+def test_gang_that_was_hit_before_its_first_step_may_start_again_once_but_not_crash(kind: str) -> None:
+    def ended(*causes: str, trained: bool = False) -> Evidence:
         attempts = tuple({"cause": cause, "hosts": ["a"]} for cause in causes)
-        return replace(passing("stop_store"), early=True, attempts=attempts)
+        hit = {"what": kind, "at": 1.0, "attempt": 1, "trained": trained}
+        return replace(passing(kind), struck=hit, attempts=attempts)
 
-    assert verdict(ended("done")) == verdict(ended("infrastructure", "node_lost", "done")) == []
-    (said,) = verdict(ended("crash", "done"))
-    assert "had not started ended as crash" in said
+    assert (
+        verdict(ended("done")) == verdict(ended("infrastructure", "done")) == verdict(ended("node_lost", "done")) == []
+    )
+    (crashed,), (again,) = verdict(ended("crash", "done")), verdict(ended("node_lost", "infrastructure", "done"))
+    assert "had not started and ended as crash" in crashed and "healthy job was lost" in again
+    assert verdict(ended("infrastructure", "done", trained=True)), "one that trained is held to what its kind expects"
 
 
 @pytest.mark.parametrize(("granted_s_ago", "nodes", "now"), [(3.0, [{}], True), (1.0, [{}], False), (3.0, [], False)])
@@ -212,7 +217,7 @@ def trial(number: int, *wrong: str) -> Trial:
     return Trial(
         fault=Fault(seed=42, number=number, kind="kill_worker", at=0.5, pick=0.1),
         job=f"canary-{number}",
-        struck={"what": "worker", "at": 100.0 + 10 * number},
+        struck={"what": "worker", "at": 100.0 + 10 * number, "attempt": 1, "trained": True},
         wrong=wrong,
         causes=("crash", "done"),
         submitted_at=95.0 + 10 * number,
@@ -223,7 +228,7 @@ def trial(number: int, *wrong: str) -> Trial:
 
 
 def findings(*trials: Trial, **more: Any) -> Findings:
-    return Findings(trials=trials, where="here", when="today", code="0123abcd", **more)
+    return Findings(trials=trials, where="here", when="today", code="0123abcd", plan={"seed": 42}, **more)
 
 
 def test_report_names_the_seed_the_counts_and_what_went_wrong() -> None:
@@ -231,7 +236,7 @@ def test_report_names_the_seed_the_counts_and_what_went_wrong() -> None:
     assert "Seed 42" in text and "1 of 2 passed" in text and "Orphans after all faults: 1" in text
     assert "code 0123abcd" in text
     assert "| kill_worker | 2 | 1 | 2 | 4.5 (5.0) |" in text
-    assert "fault 2 of seed 42, kill_worker at step 17 of canary-2: orphans on b: [7]" in text
+    assert "fault 2 of seed 42, kill_worker at 50% of the steps (step 17) of canary-2: orphans on b: [7]" in text
     assert "Left of any" not in text, "it is not over"
     silent = page(findings(trial(1, f"b {UNASKED}"), at_the_end=("orphans on c",)), picture=None)
     assert "could not be asked: 1" in silent and "own word: orphans on c." in silent
@@ -239,7 +244,11 @@ def test_report_names_the_seed_the_counts_and_what_went_wrong() -> None:
 
 def test_report_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read(tmp_path / "chaos.md") is None
-    for found in (findings(trial(1)), findings(trial(1), trial(2, "orphans on b: [7]"), at_the_end=("x",))):
+    for found in (
+        findings(interrupted=("canary-0",)),
+        findings(trial(1)),
+        findings(trial(1), trial(2, "orphans on b: [7]"), at_the_end=("x",)),
+    ):
         write(found, tmp_path / "chaos.md")
         assert read(tmp_path / "chaos.md") == found
     assert sorted(path.name for path in tmp_path.iterdir()) == ["chaos.json", "chaos.md", "chaos.svg"]

@@ -100,6 +100,28 @@ def test_control_plane_that_starts_anew_knows_who_said_that_it_is_not_free(world
         assert world.state() is State.LAUNCHING
 
 
+def test_control_plane_that_starts_anew_takes_a_nodes_newest_word(world: World) -> None:
+    h1, h2 = (Node(id=f"n{i}", host=f"h{i}", address=f"10.0.0.{i}", cpus=2.0, npus=0.0, alive=True) for i in (1, 2))
+    world.gangs.seen_nodes = [h1, h2]
+    world.launched(gang={"nodes": 2, "workers_per_node": 1})
+
+    def newest() -> bool:
+        world.restart()
+        return world.loop.following.teardown._said_unfree(world.store.get("j"), ("j", 1, 0))
+
+    for _ in range(2):
+        world.gangs.survivors = [4711]
+        goes_on = replace(report(step=5, phase="training"), node_rank=1)
+        world.gangs.views["j"] = [report(ended=ended(1, survivors=[4711])), goes_on]
+        asked = len(world.gangs.certified)
+        world.tick_until(lambda: len(world.gangs.certified) > asked + 1)  # noqa: B023 - it is over by then
+        assert newest()
+        world.gangs.survivors = []
+        world.gangs.views["j"] = [report(ended=ended(1)), goes_on]
+        world.loop.tick()
+        assert not newest()
+
+
 def test_node_that_was_not_free_and_then_fell_silent_is_lost_by_its_lease(world: World) -> None:
     world.launched()
     world.gangs.survivors = [4711]
