@@ -248,7 +248,7 @@ def test_stopped_ray_node_is_nothing_to_a_job_that_trains_and_an_ended_campaign_
     assert [trial["causes"] for trial in trials] == [["done"], ["done"]] and trials[0] == first
     assert all(trial["struck"]["what"] == "ray_node" for trial in trials)
     other = rex(*command, "--resume", "--seed", "3")
-    assert other.returncode == 2 and "the report is of other faults" in other.stderr
+    assert other.returncode == 2 and "the report is of another plan (seed)" in other.stderr
 
 
 def test_campaign_that_is_ended_undoes_its_fault_and_leaves_no_job(rex: Rex, tmp_path: Path) -> None:
