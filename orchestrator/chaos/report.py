@@ -124,18 +124,20 @@ def draw(trials: Sequence[Trial], path: Path) -> None:
 
 
 def write(found: Findings, target: Path) -> None:
-    """TARGET (Markdown), and beside it the picture and all trials as JSON, each whole or as it was."""
-    picture, data = target.with_suffix(".svg"), target.with_suffix(".json")
+    """TARGET (Markdown), and beside it the picture and all trials as JSON, each whole or as it was; the JSON first, from
+    which the others can be made again."""
+    picture = target.with_suffix(".svg")
+    _replace(target.with_suffix(".json"), json.dumps(asdict(found), indent=1))
+    _replace(target, page(found, picture=picture.name if found.trials else None))
     if found.trials:
         draw(found.trials, drawn := _beside(picture))
         drawn.replace(picture)
-    for path, text in (
-        (target, page(found, picture=picture.name if found.trials else None)),
-        (data, json.dumps(asdict(found), indent=1)),
-    ):
-        written = _beside(path)
-        written.write_text(text)
-        written.replace(path)
+
+
+def _replace(path: Path, text: str) -> None:
+    written = _beside(path)
+    written.write_text(text)
+    written.replace(path)
 
 
 def _beside(path: Path) -> Path:
