@@ -124,8 +124,8 @@ def draw(trials: Sequence[Trial], path: Path) -> None:
 
 
 def write(found: Findings, target: Path) -> None:
-    """TARGET (Markdown), and beside it the picture and all trials as JSON, each whole or as it was; the JSON first, from
-    which the others can be made again."""
+    """TARGET (Markdown), and beside it the picture and all trials as JSON, each whole or as it was; the JSON first,
+    from which a campaign goes on."""
     picture = target.with_suffix(".svg")
     _replace(target.with_suffix(".json"), json.dumps(asdict(found), indent=1))
     _replace(target, page(found, picture=picture.name if found.trials else None))
