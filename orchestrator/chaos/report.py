@@ -3,6 +3,7 @@ with which an interrupted campaign goes on."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from cluster.preflight.facts import installed_folders, package_files
 from jobs.errors import SpecError
 from orchestrator.chaos.campaign import Trial
 from orchestrator.chaos.oracle import UNASKED, is_lost
@@ -18,6 +20,16 @@ from orchestrator.chaos.plan import KINDS
 
 _END = "Left of any of their attempts on any host when all was over, by the hosts' own word: {}."
 _ROOMY = 60  # above so many, bars are thin
+
+
+def digest_of_code() -> str:
+    """Twelve digits for all our packages as they are here: what judges and what keeps jobs is tried, too, and not only
+    what runs on nodes."""
+    folders = {**installed_folders(), "orchestrator": Path(__file__).parents[1]}
+    digest = hashlib.sha256()
+    for name, path in sorted(package_files(folders).items()):
+        digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()[:12]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,15 +48,14 @@ def command(  # noqa: PLR0917 - typer's options
     stack = open_stack(home)
     os.environ.update(stack.ray_auth)  # which Ray reads when it is imported
     from cluster.gang import Gangs
-    from cluster.preflight.code import read_code
     from orchestrator.chaos.campaign import Campaign
-    from orchestrator.chaos.report import Findings, read, write
+    from orchestrator.chaos.report import Findings, digest_of_code, read, write
 
     found = Findings(
         trials=(),
         where="",
         when=time.strftime("%Y-%m-%d"),
-        code=read_code().digest[:12],
+        code=digest_of_code(),
         plan=chosen.what_counts(),
     )
     if resume and report is not None:

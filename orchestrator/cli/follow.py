@@ -37,6 +37,7 @@ _TELLING = (
     "time_limit",
     "start_timeout",
     "teardown_incomplete",
+    "teardown_complete",
 )
 
 
@@ -82,7 +83,7 @@ def event_line(entry: Any) -> str:
     elif entry["action"] == "checkpoint_quarantined":
         words = "; ".join(f"quarantined {q['manifest']}: {q['reason']}" for q in detail["quarantined"])
     elif detail:
-        shown = [f"{key}: {_short(value)}" for key, value in detail.items() if value]
+        shown = [f"{key}: {_short(value)}" for key, value in detail.items() if value or type(value) is int]
         words += f" ({', '.join(shown)})" if shown else ""
     return f"{attempt}{words}"
 

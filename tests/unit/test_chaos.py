@@ -22,6 +22,7 @@ from cluster.storage import open_store
 from cluster.storage.chain.checkpoints import CheckpointStore
 from jobs import contract
 from jobs.errors import ClusterUnreachable, SpecError
+from orchestrator.chaos import report
 from orchestrator.chaos.campaign import Campaign, Trial, canary_spec
 from orchestrator.chaos.oracle import UNASKED, Evidence, is_lost, overlaps, verdict
 from orchestrator.chaos.plan import KINDS, Canary, Fault, Plan, faults, read_plan
@@ -240,6 +241,20 @@ def test_report_names_the_seed_the_counts_and_what_went_wrong() -> None:
     assert "Left of any" not in text, "it is not over"
     silent = page(findings(trial(1, f"b {UNASKED}"), at_the_end=("orphans on c",)), picture=None)
     assert "could not be asked: 1" in silent and "own word: orphans on c." in silent
+
+
+def test_report_tells_the_code_of_all_our_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control plane and the oracle are tried as much as what runs on nodes."""
+    real = report.package_files
+    names: list[str] = []
+
+    def noted(folders: Any) -> dict[str, Path]:
+        names.extend(found := real(folders))
+        return found
+
+    monkeypatch.setattr(report, "package_files", noted)
+    assert len(report.digest_of_code()) == 12
+    assert {"orchestrator/chaos/oracle.py", "cluster/node/supervision.py"} <= set(names)
 
 
 def test_report_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -24,6 +24,12 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield made
 
 
+def launched_on_two_hosts(world: World) -> None:
+    hosts = [Node(id=f"n{i}", host=f"h{i}", address=f"10.0.0.{i}", cpus=2.0, npus=0.0, alive=True) for i in (1, 2)]
+    world.gangs.seen_nodes = hosts
+    world.launched(gang={"nodes": 2, "workers_per_node": 1})
+
+
 def test_agent_that_is_missing_while_it_is_being_created_says_nothing(world: World) -> None:
     """The poll saw no agent, the launch finished during the poll: the old view must not end the new attempt."""
     world.submit()
@@ -101,9 +107,7 @@ def test_control_plane_that_starts_anew_knows_who_said_that_it_is_not_free(world
 
 
 def test_control_plane_that_starts_anew_takes_a_nodes_newest_word(world: World) -> None:
-    h1, h2 = (Node(id=f"n{i}", host=f"h{i}", address=f"10.0.0.{i}", cpus=2.0, npus=0.0, alive=True) for i in (1, 2))
-    world.gangs.seen_nodes = [h1, h2]
-    world.launched(gang={"nodes": 2, "workers_per_node": 1})
+    launched_on_two_hosts(world)
 
     def newest() -> bool:
         world.restart()
@@ -137,9 +141,7 @@ def test_node_that_was_not_free_and_then_fell_silent_is_lost_by_its_lease(world:
 
 def test_node_that_lost_its_agent_for_the_lease_ends_the_gang_although_it_names_no_fault(world: World) -> None:
     """The word that it meant for the other nodes was lost with its cable."""
-    h1, h2 = (Node(id=f"n{i}", host=f"h{i}", address=f"10.0.0.{i}", cpus=2.0, npus=0.0, alive=True) for i in (1, 2))
-    world.gangs.seen_nodes = [h1, h2]
-    world.launched(gang={"nodes": 2, "workers_per_node": 1})
+    launched_on_two_hosts(world)
     quiet = report(ended=ended(stop_why="lease_over", outcomes=[]))
     world.gangs.views["j"] = [replace(report(step=5, phase="training"), node_rank=1), quiet]
     world.loop.tick()
