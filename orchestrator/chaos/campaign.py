@@ -20,7 +20,7 @@ from jobs.budgets import Cause
 from jobs.errors import ClusterUnreachable, NotFoundError, RetryableError, RexError, StackError
 from jobs.spec import JobSpec, build_spec
 from jobs.states import StopRequested
-from orchestrator.chaos.oracle import UNASKED, Evidence, verdict
+from orchestrator.chaos.oracle import MISSED, UNASKED, Evidence, verdict
 from orchestrator.chaos.plan import KINDS, Canary, Fault, Plan
 from orchestrator.chaos.strikes import Strikes
 from orchestrator.stack import Stack
@@ -35,6 +35,7 @@ _ANSWER_S = 15.0  # for one node: one that was switched off stays on Ray's list 
 _POLL_S = 0.2
 _SECOND_S = 1.0
 _STRUCK_S = 5.0  # a strike goes through Ray, which takes its time on a busy machine
+_LONGER = (1, 3, 9)  # so many times as long the canary has left to train, where its fault came too late
 _SEEN_S = 10.0  # a death that nobody has to be patient for is seen by then, even on a busy machine
 
 
@@ -69,9 +70,9 @@ class Campaign:
         self.strikes = Strikes(plan, gangs, stack)
         self._base = base
         self._undisturbed: str | None = None
-        self.under_way: str | None = None  # the job that is being tried
+        self.unjudged: list[str] = []  # jobs without a verdict: being tried, or their fault hit nothing
 
-    def spec(self, fault: Fault) -> JobSpec:
+    def spec(self, fault: Fault, *, longer: int = 1) -> JobSpec:
         """The job for that fault: one that is still training when whoever has to see the fault has seen it."""
         given, kind = self.plan.canary, KINDS[fault.kind]
         if given.job is not None:
@@ -81,7 +82,7 @@ class Campaign:
             rest_s = self.stack.home.settings.lease_s + max(2 * MARGIN_S, self.plan.pause_s + _SECOND_S)
         elif kind.expects == "goes_on":
             rest_s = _SEEN_S
-        return canary_spec(given, max(given.steps, math.ceil(rest_s / (1 - fault.at) / given.step_s)))
+        return canary_spec(given, max(given.steps, math.ceil(longer * rest_s / (1 - fault.at) / given.step_s)))
 
     def undisturbed(self, spec: JobSpec) -> str:
         """What the job ends with where nothing happens: the canary's is known, a job of the user's is run once."""
@@ -102,11 +103,24 @@ class Campaign:
         return digest
 
     def try_one(self, fault: Fault) -> Trial:
-        """Strike a fresh job, and judge. Whatever was done has been undone on return."""
-        spec = self.spec(fault)
+        """Strike a fresh job, and judge. Whatever was done has been undone on return.
+
+        A fault that comes too late for the canary is tried again on a longer one: how long a strike takes to get there
+        is the cluster's to say.
+        """
+        for longer in _LONGER if self.plan.canary.job is None else (1,):
+            trial = self._try(fault, self.spec(fault, longer=longer))
+            if trial.wrong != (MISSED,):
+                break
+            _LOG.warning("action=strike %s hit nothing: the job %s had ended", fault.kind, trial.job)
+        self.unjudged.remove(trial.job)
+        return trial
+
+    def _try(self, fault: Fault, spec: JobSpec) -> Trial:
         expected_digest = self.undisturbed(spec)
         submitted_at = time.time()
-        job = self.under_way = submit(spec, self.store, self.stack.home).id
+        job = submit(spec, self.store, self.stack.home).id
+        self.unjudged.append(job)
         struck: list[dict[str, Any] | None] = []
         at_step: list[int] = []
 
@@ -134,7 +148,6 @@ class Campaign:
             digest=digest,
             expected_digest=expected_digest,
         )
-        self.under_way = None
         return Trial(
             fault=fault,
             job=job,

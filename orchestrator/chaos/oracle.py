@@ -10,7 +10,7 @@ from jobs.budgets import Cause
 from orchestrator.chaos.plan import KINDS
 
 UNASKED = "could not be asked who is left there"
-_MISSED = "the fault hit nothing: what it was meant for was not there, or not any more"
+MISSED = "the fault hit nothing: what it was meant for was not there, or not any more"
 _ENDED, _LOST = "the job ended", "a healthy job was lost"
 _NOT_STARTED = {Cause.INFRASTRUCTURE.value, Cause.NODE_LOST.value}  # how the start of a gang may fail
 _CLOCKS_S = 1.0  # hosts' clocks may differ by so much where one attempt's end is held against another one's begin
@@ -47,7 +47,7 @@ def _outcome(seen: Evidence) -> list[str]:
     if seen.state != "succeeded":
         return [f"{_ENDED} {seen.state}: {seen.detail}"]
     if seen.struck is None:
-        return [_MISSED]
+        return [MISSED]
     causes = [attempt["cause"] for attempt in seen.attempts]
     may_be, number = [cause.value for cause in KINDS[seen.kind].causes], int(seen.struck["attempt"])
     if not seen.struck["trained"]:

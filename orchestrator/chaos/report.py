@@ -41,20 +41,20 @@ class Findings:
     when: str
     code: str  # digest of the code that was tried
     plan: dict[str, Any]  # what counts of it
-    interrupted: tuple[str, ...] = ()  # jobs that were being tried when the campaign was ended
+    unjudged: tuple[str, ...] = ()  # jobs that were being tried when the campaign was ended, or whose fault hit nothing
     at_the_end: tuple[str, ...] | None = None  # what was left on any host after all of it; None while it goes on
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Findings:
         end = value["at_the_end"]
         trials = tuple(Trial.from_json(trial) for trial in value["trials"])
-        lists = {"trials": trials, "interrupted": tuple(value["interrupted"])}
+        lists = {"trials": trials, "unjudged": tuple(value["unjudged"])}
         return cls(**{**value, **lists, "at_the_end": None if end is None else tuple(end)})
 
     @property
     def jobs(self) -> list[str]:
         """All that the campaign has submitted to be struck."""
-        return [*(trial.job for trial in self.trials), *self.interrupted]
+        return [*(trial.job for trial in self.trials), *self.unjudged]
 
 
 def page(found: Findings, *, picture: str | None) -> str:

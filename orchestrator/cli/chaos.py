@@ -68,15 +68,16 @@ def command(  # noqa: PLR0917 - typer's options
         say(f"{chosen.canary.job} is run once without a fault, to know what it ends with")
     if found.trials:
         say(f"going on after {len(found.trials)} of {len(todo)} faults")
+    before = found.unjudged
     for fault in todo[len(found.trials) :]:
         try:
             trial = campaign.try_one(fault)
         except BaseException:
-            if report is not None and campaign.under_way is not None:  # for the last look, if this is resumed
-                write(replace(found, interrupted=(*found.interrupted, campaign.under_way)), report)
+            if report is not None:  # for the last look, if this is resumed
+                write(replace(found, unjudged=(*before, *campaign.unjudged)), report)
             raise
         where = f"{sum(node.alive for node in gangs.nodes())} Ray nodes"
-        found = replace(found, trials=(*found.trials, trial), where=where)
+        found = replace(found, trials=(*found.trials, trial), where=where, unjudged=(*before, *campaign.unjudged))
         say(f"{fault.number}/{len(todo)} {_told(trial)}")
         if report is not None:  # as far as it has come: a campaign takes hours
             write(found, report)
@@ -125,4 +126,4 @@ def _so_far(before: Findings | None, new: Findings) -> Findings:
     if odd:
         told = f"--resume: the report is of another plan ({', '.join(odd)})"
         raise SpecError(told, hint="take the plan and the seed that it began with")
-    return replace(new, trials=before.trials, where=before.where, interrupted=before.interrupted)
+    return replace(new, trials=before.trials, where=before.where, unjudged=before.unjudged)

@@ -146,7 +146,7 @@ def merged(found: Sequence[Findings], sets: int) -> Findings:
         when=found[-1].when,
         code=" and ".join(sorted({one.code for one in found})),
         plan=found[0].plan,
-        interrupted=tuple(job for one in found for job in one.interrupted),
+        unjudged=tuple(job for one in found for job in one.unjudged),
         at_the_end=tuple(left for end in ends for left in end) if len(ends) == sets else None,
     )
 

@@ -22,9 +22,10 @@ from cluster.storage import open_store
 from cluster.storage.chain.checkpoints import CheckpointStore
 from jobs import contract
 from jobs.errors import ClusterUnreachable, SpecError
+from jobs.spec import JobSpec
 from orchestrator.chaos import report
 from orchestrator.chaos.campaign import Campaign, Trial, canary_spec
-from orchestrator.chaos.oracle import UNASKED, Evidence, is_lost, overlaps, verdict
+from orchestrator.chaos.oracle import MISSED, UNASKED, Evidence, is_lost, overlaps, verdict
 from orchestrator.chaos.plan import KINDS, Canary, Fault, Plan, faults, read_plan
 from orchestrator.chaos.report import Findings, page, read, write
 from orchestrator.settings import Home
@@ -214,6 +215,26 @@ def test_credentials_of_the_plan_reach_the_canary(tmp_path: Path) -> None:
     assert canary_spec(plan.canary, 10).credentials.from_env == ("AWS_ACCESS_KEY_ID",)
 
 
+@pytest.mark.parametrize(("misses", "tries"), [(0, 1), (1, 2), (5, 3)])
+def test_fault_that_came_too_late_is_tried_again_on_a_longer_job(
+    misses: int, tries: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign = Campaign(Plan(), Stack(Home(tmp_path)), cast(Any, None), cast(Any, None))
+    steps: list[int] = []
+
+    def tried(fault: Fault, spec: JobSpec) -> Trial:
+        arguments = list(spec.program.args)
+        steps.append(int(arguments[arguments.index("--steps") + 1]))
+        campaign.unjudged.append(f"canary-{len(steps)}")
+        return trial(len(steps), *([MISSED] if len(steps) <= misses else []))
+
+    monkeypatch.setattr(campaign, "_try", tried)
+    found = campaign.try_one(Fault(seed=42, number=1, kind="stop_ray_node", at=0.6, pick=0.0))
+    assert len(steps) == tries and steps == sorted(steps) and (tries < 3 or steps[-1] > steps[0])
+    assert found.wrong == ((MISSED,) if misses > 2 else ()), "it is never taken for a pass"
+    assert campaign.unjudged == [f"canary-{number}" for number in range(1, tries)], "these are asked for at the end"
+
+
 def trial(number: int, *wrong: str) -> Trial:
     return Trial(
         fault=Fault(seed=42, number=number, kind="kill_worker", at=0.5, pick=0.1),
@@ -260,7 +281,7 @@ def test_report_tells_the_code_of_all_our_packages(monkeypatch: pytest.MonkeyPat
 def test_report_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read(tmp_path / "chaos.md") is None
     for found in (
-        findings(interrupted=("canary-0",)),
+        findings(unjudged=("canary-0",)),
         findings(trial(1)),
         findings(trial(1), trial(2, "orphans on b: [7]"), at_the_end=("x",)),
     ):
