@@ -95,7 +95,7 @@ class Rex:
     def finish(self, job: str, *, timeout_s: float = 300.0) -> dict[str, Any]:
         """Wait for the job's end and for its last effects."""
         self.wait(job, lambda s: s["state"] in ("succeeded", "failed", "cancelled"), timeout_s=timeout_s)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + timeout_s
         while self.store.pending_effects(job):
             assert time.monotonic() < deadline, self.store.pending_effects(job)
             time.sleep(0.2)
