@@ -111,7 +111,7 @@ def shipped(cluster: Cluster, job: str) -> dict[str, str]:
     import boto3
 
     client = boto3.client("s3")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while True:
         found = client.list_objects_v2(Bucket="runs", Prefix=f"jobs/{job}/logs/").get("Contents", [])
         keys = {key.split("/logs/")[1]: key for one in found if (key := one["Key"]).endswith("/index.json")}

@@ -16,7 +16,7 @@ LIMIT = 1 << 20  # log_limit_mib of this stack (conftest.py)
 
 def shipped(rex: Rex, job: str, attempt: int) -> Path:
     folder = Path(rex.home.path, "objects", job, "logs", f"attempt-{attempt}", "node-0")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not (folder / "index.json").exists():
         assert time.monotonic() < deadline, list(folder.glob("*"))
         time.sleep(0.1)
