@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future
@@ -88,10 +89,11 @@ class Gangs:
 
     @translated
     def connect(self) -> None:
-        """Connect, once in a process; ClusterUnreachable if the cluster does not answer."""
+        """Connect, once in a process and from its main thread; ClusterUnreachable if the cluster does not answer."""
         # Ray has no switch for it: for each node that dies its driver prints some forty lines of that node's log on our
         # standard output, whatever `log_to_driver` says. What is known of a node's end is told by events and records.
         ray._private.worker.listen_error_messages = lambda worker, threads_stopped: None
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(
                 address=self.address,
@@ -106,6 +108,10 @@ class Gangs:
                 hint="if it is up, it may ask for a token: RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH count where rexctl up "
                 "is called",
             ) from error
+        finally:
+            # Ray puts its own there, which prints stacks and aborts the process three seconds later, whatever it was
+            # about to put in order.
+            signal.signal(signal.SIGTERM, on_sigterm)
 
     @translated
     def nodes(self) -> list[Node]:
@@ -142,7 +148,7 @@ class Gangs:
                 bundle_label_selector=[{"ray.io/node-id": node_id} for node_id in node_ids],
             )
         for node_rank in range(plan.nodes):
-            actor = ray.remote(Agent).options(
+            actor = _remote(Agent).options(
                 name=agent_name(plan.job, plan.attempt, node_rank),
                 namespace=NAMESPACE,
                 lifetime="detached",
@@ -304,7 +310,7 @@ def _task_on(function: Any, node_id: str, *, runtime_env: dict[str, Any] | None 
 
 @cache
 def _remote(function: Any) -> Any:
-    """The function as Ray runs it, made once: the head keeps each one that is made anew, pickled, for ever.
+    """The function or class as Ray runs it, made once: the head keeps each that is made anew, pickled, for ever.
 
     Pickled by Ray with its first call in a connection, so it may be made before there is one.
     """

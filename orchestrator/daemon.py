@@ -54,7 +54,6 @@ def serve(home: Home, stopped: threading.Event) -> int:
     census = Census(store, gangs, wanted)
     loop = Loop(store, gangs, effects, census, provider=Provider(home.settings.host_gone_command))
     gangs.connect()
-    _listen(stopped)  # again: Ray has put its own handler there, which prints stacks and ends the process in mid-round
     changes = Changes(store.engine)
     while not stopped.is_set():
         if where != (stack.ray_address, stack.mlflow_uri):
