@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
@@ -24,6 +25,10 @@ from jobs.errors import ClusterUnreachable, RetryableError
 from orchestrator.settings import Home
 from orchestrator.stack import Service, Stack, end_orphans
 from orchestrator.store.changes import Changes
+
+if TYPE_CHECKING:
+    from orchestrator.control.loop import Loop
+    from orchestrator.store import Store
 
 _LOG = logging.getLogger("rexctl.daemon")
 _TICK_S = 0.4  # between two rounds, unless somebody writes to the store
@@ -61,7 +66,7 @@ def serve(home: Home, stopped: threading.Event) -> int:
             return 1
         idle = False
         try:
-            idle = loop.tick()
+            idle = _round(loop, store, changes)
         except ClusterUnreachable as error:
             _LOG.warning("action=restart %s", error)
             return 1
@@ -76,10 +81,18 @@ def serve(home: Home, stopped: threading.Event) -> int:
     return 0
 
 
+def _round(loop: Loop, store: Store, changes: Changes) -> bool:
+    """One round; is there nothing to do? A job that was submitted while it went on is, and must not go unseen."""
+    try:
+        idle = loop.tick()
+    finally:
+        changes.seen()  # what this process has just written calls for no further round
+    return idle and not store.jobs(active=False)
+
+
 def _pause(stopped: threading.Event, changes: Changes, most_s: float) -> None:
     """Until the next round is due or somebody else has written: a job that was submitted waits for no clock."""
     due = time.monotonic() + most_s
-    changes.seen()  # what this process has just written calls for no further round
     while not stopped.wait(_LOOK_S) and time.monotonic() < due and not changes.seen():
         pass
 

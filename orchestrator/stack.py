@@ -36,6 +36,7 @@ from orchestrator.store.flags import PAUSED, READY
 
 ENV_STACK = "REX_STACK"
 _READY_S = 120.0
+_FRESH_S = 5.0  # whoever completed a round so long ago is alive: an idle control plane has one every two seconds
 _SOCKET_PATH_LIMIT = 107  # sun_path; Ray adds up to 66 characters to its folder
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -130,15 +131,17 @@ class Stack:
         with FileLock(self.home.run / "stack.lock"):
             _make_secret(self.home.run / "token", 12)
             store.migrate()
-            store.set_flag(PAUSED, False)
-            asked_at = time.time()
+            if store.flag(PAUSED):
+                store.set_flag(PAUSED, False)
+            alive_since = time.time() - _FRESH_S
             self.ensure_services(say)
             if self.service("control") is None:
+                alive_since = time.time()
                 say("starting the control plane")
                 end_by_environment(ENV_STACK + "_CONTROL", self.token)  # one that nobody has a record of
                 command = ["-m", "orchestrator.daemon", "--home", str(self.home.path)]
                 self._start("control", [sys.executable, *command], port=0)
-            self._wait_ready(store, asked_at)
+            self.await_round(store, since=alive_since)
         return store
 
     def tend(self, say: Progress = lambda line: None) -> None:
@@ -259,11 +262,12 @@ class Stack:
                 )
             time.sleep(0.1)
 
-    def _wait_ready(self, store: Store, asked_at: float) -> None:
+    def await_round(self, store: Store, *, since: float) -> None:
+        """Wait until the control plane has completed a round since then (Unix time); StackError if it does not."""
         control = self.service("control")
         if control is None:
             raise StackError(f"the control plane ended at once: {self._last_line('control')}")
-        self._wait(control, lambda: float(store.flag(READY) or 0) >= asked_at)
+        self._wait(control, lambda: float(store.flag(READY) or 0) >= since)
 
     def _last_line(self, name: str) -> str:
         path = self.home.logs / f"{name}.log"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.errors import NotFoundError, SpecError
 from jobs.spec import JobSpec, parse_spec
@@ -15,6 +15,9 @@ from orchestrator.settings import Home
 from orchestrator.storage import protocol_for
 from orchestrator.store import JobRow, Store
 from orchestrator.store.store import new_job_id
+
+if TYPE_CHECKING:
+    from orchestrator.stack import Stack
 
 
 def read_spec(path: Path, home: Home) -> JobSpec:
@@ -125,16 +128,21 @@ def _manifest_at(source: JobRow, step: int) -> dict[str, str]:
     raise SpecError(f"init_from.step: job {source.id} has no checkpoint at step {step}", hint=f"valid: {valid}")
 
 
-def submit(spec: JobSpec, store: Store, home: Home) -> JobRow:
+def submit(spec: JobSpec, store: Store, stack: Stack) -> JobRow:
     """Queue the job; from here on it is the control plane's.
 
     Raises:
         UnsafeStore: no commit protocol is safe on the object store.
         StoreUnavailable: the object store, if it was never asked before, does not answer or does not let us write.
+        SpecError: the cluster has too few nodes for it.
     """
-    init_from = resolve_init_from(spec, store)
+    home, init_from = stack.home, resolve_init_from(spec, store)
     if not home.embedded_ray:
-        check_cluster(spec, store)
+        try:
+            check_cluster(spec, store)
+        except SpecError:
+            stack.await_round(store, since=time.time())  # a node may have come since the control plane last looked
+            check_cluster(spec, store)
     protocol = protocol_for(home.objects_uri, store, profile=spec.credentials.aws_profile)
     job_id = new_job_id(spec.name)
     store.submit(

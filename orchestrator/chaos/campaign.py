@@ -94,7 +94,7 @@ class Campaign:
         return self._undisturbed
 
     def _run_undisturbed(self, spec: JobSpec) -> str:
-        job = submit(spec, self.store, self.stack.home).id
+        job = submit(spec, self.store, self.stack).id
         view = self._follow(job, lambda view: None)
         digest = None if view["state"] != "succeeded" else self._digest(job)[0]
         if digest is None:
@@ -119,7 +119,7 @@ class Campaign:
     def _try(self, fault: Fault, spec: JobSpec) -> Trial:
         expected_digest = self.undisturbed(spec)
         submitted_at = time.time()
-        job = submit(spec, self.store, self.stack.home).id
+        job = submit(spec, self.store, self.stack).id
         self.unjudged.append(job)
         struck: list[dict[str, Any] | None] = []
         at_step: list[int] = []

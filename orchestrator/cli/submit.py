@@ -65,7 +65,7 @@ def submit_spec(stack: Stack, spec: JobSpec) -> tuple[Store, JobRow]:
         before = Store(stack.home.database_url)
         resolve_init_from(spec, before if before.exists else None)
     store = stack.up(say)
-    return store, submit(spec, store, stack.home)
+    return store, submit(spec, store, stack)
 
 
 def command(

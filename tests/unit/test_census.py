@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -17,8 +18,9 @@ from jobs.spec import build_spec
 from jobs.states import AttemptEnded, GangGranted, State
 from orchestrator.control.census import Census, nodes_view
 from orchestrator.control.fitness import VALID_S, Standing, differences, problem, survey
+from orchestrator.stack import Stack
 from orchestrator.store import Store
-from orchestrator.submit import check_cluster
+from orchestrator.submit import check_cluster, submit
 from tests.support.nodes import PACKAGES, WANTED, facts
 
 
@@ -321,6 +323,27 @@ def test_gang_larger_than_the_number_of_hosts_is_refused(world: World, monkeypat
     assert str(refused.value).startswith(said)
     world.see("n1", "n1b", "n2")
     check_cluster(two, world.store)
+
+
+class Round:
+    """A stack whose control plane sees `nodes` in its next round."""
+
+    def __init__(self, world: World, *nodes: str) -> None:
+        self.home = SimpleNamespace(embedded_ray=False, objects_uri="file:///objects")
+        self.world, self.nodes = world, nodes
+
+    def await_round(self, store: Store, *, since: float) -> None:
+        assert since == self.world.clock.now
+        self.world.see(*self.nodes)
+
+
+def test_node_that_has_just_come_counts(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.submit.time.time", world.clock)
+    monkeypatch.setattr("orchestrator.submit.protocol_for", lambda *_, **__: "create-only")
+    three = build_spec({"name": "j", "program": {"module": "m"}, "gang": {"nodes": 3}})
+    with pytest.raises(SpecError, match="the cluster has 2 nodes"):
+        submit(three, world.store, cast(Stack, Round(world, "n1", "n2")))
+    assert submit(three, world.store, cast(Stack, Round(world, "n1", "n2", "n3"))).state is State.QUEUED
 
 
 def test_view_shows_what_runs_where(world: World) -> None:

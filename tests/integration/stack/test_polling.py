@@ -70,3 +70,32 @@ def test_agent_that_does_not_answer_holds_up_no_other_and_is_asked_once(rex: Rex
         str([("report", 4), ("report", 2)]),
         str([("report", 5), ("report", 3)]),
     ]
+
+
+LIGHT = """
+import sys
+import ray
+from cluster.gang import Gangs
+from cluster.node.agent import Agent
+
+class Listed(Agent):
+    # An agent whose thread does nothing.
+    def __init__(self, text, number):
+        self.given = (text, number)
+    def told(self):
+        return self.given, [name for name in ("numpy", "pyarrow", "pydantic", "starlette") if sys.modules.get(name)]
+
+gangs = Gangs(sys.argv[1])
+gangs.connect()
+print(ray.get(ray.remote(Listed).options(num_cpus=0).remote("text", 1).told.remote()))
+"""
+
+
+def test_agent_does_not_wait_for_imports_of_types_that_it_is_never_given(rex: Rex) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT, rex.stack.ray_address],
+        env={**rex.env, **rex.stack.ray_auth}, cwd=Path(__file__).parents[3], capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str((("text", 1), []))
