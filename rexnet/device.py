@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+import os
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 
 import mindspore as ms
 from mindspore import Tensor
@@ -20,9 +24,34 @@ def start_device(world: World) -> str:
     if world.size > 1:
         from mindspore.communication import init
 
-        init()
+        with _one_thread_at_a_time(world) if ms.get_context("device_target") == "CPU" else nullcontext():
+            init()
         ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.STAND_ALONE)  # the step reduces by itself
     return str(ms.get_context("device_target"))
+
+
+@contextmanager
+def _one_thread_at_a_time(world: World) -> Iterator[None]:
+    """Keep this thread, and those that it starts meanwhile, on one CPU, where none interrupts another that runs.
+
+    In MindSpore's `init` a thread hears of a new connection before the one that made it has noted it, and it is lost;
+    the next try comes half a second later, up to 40 times in a start (docs/decisions/0011-joining-on-one-cpu.md).
+    """
+    cpus, policy, parameters = os.sched_getaffinity(0), os.sched_getscheduler(0), os.sched_getparam(0)
+    before = set(_threads()) - {threading.get_native_id()}
+    os.sched_setaffinity(0, {sorted(cpus)[world.rank % len(cpus)]})
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    try:
+        yield
+    finally:
+        for thread in set(_threads()) - before:
+            with suppress(ProcessLookupError):  # it has ended
+                os.sched_setscheduler(thread, policy, parameters)
+                os.sched_setaffinity(thread, cpus)
+
+
+def _threads() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc/self/task").iterdir()]
 
 
 def mix_precision(network: ms.nn.Cell, recipe: Recipe, device: str) -> str:
