@@ -78,20 +78,8 @@ def on_one_machine() -> list[Result]:
     said = "process start of `rexctl submit` to the end of the first step, 2 workers"
     return [
         beside("submit to first step", "msrun by hand", nothing, f"{said}, no MindSpore in the program"),
-        beside(
-            "submit to first step of training",
-            "msrun by hand",
-            training,
-            f"{said}, warm compile caches; {_spread(training)}",
-            judged=False,
-        ),
+        beside("submit to first step of training", "msrun by hand", training, f"{said}, warm compile caches"),
     ]
-
-
-def _spread(pairs: tuple[tuple[float, float], ...]) -> str:
-    """Why nothing is concluded from a difference of seconds (docs/supervision.md, "How long a gang takes to start")."""
-    by_hand = [theirs for _, theirs in pairs]
-    return f"no limit is judged where by hand alone takes {min(by_hand):.0f} to {max(by_hand):.0f} s"
 
 
 @contextmanager
@@ -123,9 +111,7 @@ def first_step_at(store: Store, job: str) -> float:
     return attempt.first_step_at
 
 
-def beside(name: str, peer: str, pairs: tuple[tuple[float, float], ...], note: str, *, judged: bool = True) -> Result:
-    if not judged:
-        return Result(name=name, peer=peer, pairs=pairs, note=note)
+def beside(name: str, peer: str, pairs: tuple[tuple[float, float], ...], note: str) -> Result:
     extra_s = statistics.median(ours - theirs for ours, theirs in pairs)
     limit = f"at most {LIMIT_S:g} s more by the median; {note}"
     return Result(name=name, peer=peer, pairs=pairs, note=limit, kept=extra_s <= LIMIT_S)
