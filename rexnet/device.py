@@ -34,19 +34,21 @@ def start_device(world: World) -> str:
 def _one_thread_at_a_time(world: World) -> Iterator[None]:
     """Keep this thread, and those that it starts meanwhile, on one CPU, where none interrupts another that runs.
 
-    In MindSpore's `init` a thread hears of a new connection before the one that made it has noted it, and it is lost;
-    the next try comes half a second later, up to 40 times in a start (docs/decisions/0011-joining-on-one-cpu.md).
+    Otherwise MindSpore's `init` loses connections to msrun's scheduler and tries again half a second later, dozens of
+    times in some starts (docs/decisions/0011-joining-on-one-cpu.md). Who has chosen another policy keeps it.
     """
-    cpus, policy, parameters = os.sched_getaffinity(0), os.sched_getscheduler(0), os.sched_getparam(0)
-    before = set(_threads()) - {threading.get_native_id()}
-    os.sched_setaffinity(0, {sorted(cpus)[world.rank % len(cpus)]})
-    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    if os.sched_getscheduler(0) != os.SCHED_OTHER:  # back to which may need a privilege
+        yield
+        return
+    cpus, before = os.sched_getaffinity(0), set(_threads()) - {threading.get_native_id()}
     try:
+        os.sched_setaffinity(0, {sorted(cpus)[world.rank % len(cpus)]})
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         yield
     finally:
         for thread in set(_threads()) - before:
             with suppress(ProcessLookupError):  # it has ended
-                os.sched_setscheduler(thread, policy, parameters)
+                os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
                 os.sched_setaffinity(thread, cpus)
 
 

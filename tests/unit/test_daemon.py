@@ -47,7 +47,7 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.mark.parametrize(("meanwhile", "idle"), [([], True), (["a flag"], True), (["submit"], False)])
-def test_job_that_is_submitted_while_a_round_goes_on_waits_for_no_clock(
+def test_job_that_is_submitted_while_a_round_goes_on_is_not_missed(
     store: Store, meanwhile: list[str], idle: bool
 ) -> None:
     changes = Changes(store.engine)

@@ -56,3 +56,14 @@ def test_threads_that_joining_starts_keep_to_one_cpu_until_it_is_over(
         assert fails
     assert seen == [own, (one, os.SCHED_BATCH), (one, os.SCHED_BATCH)]
     assert [place(thread.native_id or 0) for thread in (older, younger)] + [place(0)] == [own] * 3
+
+
+def test_policy_that_somebody_has_chosen_stays() -> None:
+    own = place(0)
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    try:
+        with _one_thread_at_a_time(World(rank=1, size=2, cpus=tuple(sorted(own[0])))):
+            assert place(0) == (own[0], os.SCHED_BATCH)
+        assert place(0) == (own[0], os.SCHED_BATCH)
+    finally:
+        os.sched_setscheduler(0, own[1], os.sched_param(0))

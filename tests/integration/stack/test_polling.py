@@ -56,14 +56,19 @@ print(answers())
 """
 
 
-def test_agent_that_does_not_answer_holds_up_no_other_and_is_asked_once(rex: Rex) -> None:
+def driven(rex: Rex, script: str) -> str:
+    """What a driver of its own on the stack's Ray prints."""
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, rex.stack.ray_address],
+        [sys.executable, "-c", script, rex.stack.ray_address],
         env={**rex.env, **rex.stack.ray_auth}, cwd=Path(__file__).parents[3], capture_output=True, text=True,
         timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
+    return done.stdout
+
+
+def test_agent_that_does_not_answer_holds_up_no_other_and_is_asked_once(rex: Rex) -> None:
+    assert driven(rex, DRIVER).splitlines() == [
         str([("report", 1), ("pending", None)]),
         str([("report", 2), ("pending", None)]),
         str([("report", 3), ("pending", None)]),
@@ -92,10 +97,4 @@ print(ray.get(ray.remote(Listed).options(num_cpus=0).remote("text", 1).told.remo
 
 
 def test_agent_does_not_wait_for_imports_of_types_that_it_is_never_given(rex: Rex) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LIGHT, rex.stack.ray_address],
-        env={**rex.env, **rex.stack.ray_auth}, cwd=Path(__file__).parents[3], capture_output=True, text=True,
-        timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str((("text", 1), []))
+    assert driven(rex, LIGHT).strip() == str((("text", 1), []))
