@@ -34,8 +34,8 @@ def start_device(world: World) -> str:
 def _one_thread_at_a_time(world: World) -> Iterator[None]:
     """Keep this thread, and those that it starts meanwhile, on one CPU, where none interrupts another that runs.
 
-    Otherwise MindSpore's `init` loses connections to msrun's scheduler and tries again half a second later, dozens of
-    times in some starts (docs/decisions/0011-joining-on-one-cpu.md). Who has chosen another policy keeps it.
+    Otherwise tries of MindSpore's `init` to reach msrun's scheduler fail although it listens, and the next one comes
+    half a second later (docs/decisions/0011-joining-on-one-cpu.md). Who has chosen another policy keeps it.
     """
     if os.sched_getscheduler(0) != os.SCHED_OTHER:  # back to which may need a privilege
         yield
