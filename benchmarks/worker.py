@@ -30,6 +30,7 @@ class Worker:
 
     def __init__(self, command: Sequence[str], *, num_steps: int) -> None:
         self._num_steps = num_steps
+        self._command = " ".join(command)
         self._process = subprocess.Popen(
             list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             cwd=Path(__file__).resolve().parents[1],
@@ -47,7 +48,7 @@ class Worker:
         for line in self._process.stdout:
             if line.startswith("{"):  # MindSpore logs to stdout as well
                 return float(json.loads(line)[key])
-        raise RuntimeError(f"{' '.join(map(str, self._process.args))} ended with {self._process.wait()}")
+        raise RuntimeError(f"{self._command} ended with {self._process.wait()}")
 
     def __enter__(self) -> Worker:
         return self

@@ -33,7 +33,7 @@ from tests.support.stores import Memory, Wrapped
 NUM_ATTEMPTS = 3
 # A number: that attempt commits, whether it is still the newest or not. A start that is overtaken: between its look and
 # its pin the newest attempt commits once more, and what is older is collected.
-EVENTS = ["start", "overtaken start", "lose newest", 1, 2, 3]
+EVENTS: list[str | int] = ["start", "overtaken start", "lose newest", 1, 2, 3]
 
 
 class Late(Wrapped):
@@ -132,7 +132,8 @@ def test_every_order_of_few_events_and_many_of_more_resume_the_truth(tmp_path: P
     longer = [tuple(generator.choices([*EVENTS, "collect"], k=8)) for _ in range(60)]
     for events in (*itertools.product(EVENTS, repeat=3), *longer):
         world = World(Memory(), tmp_path)
-        happened = [world.play(event) for event in ("start", 1, *events)]
+        order: tuple[str | int, ...] = ("start", 1, *events)
+        happened = [world.play(event) for event in order]
         if len(events) == 3 and happened != sorted(happened, reverse=True):
             continue  # without what could not happen it is a shorter one, which comes with such events at its end
         world.play("start")
@@ -145,7 +146,9 @@ def test_every_order_of_few_events_and_many_of_more_resume_the_truth(tmp_path: P
 def test_random_orders_of_events_resume_the_truth_on_every_store(store: ObjectStore, tmp_path: Path, seed: int) -> None:
     generator = random.Random(seed)
     world = World(store, tmp_path)
-    for event in ("start", 1, *generator.choices([*EVENTS, "collect"], weights=[2, 1, 1, 2, 2, 2, 1], k=12), "start"):
+    middle = generator.choices([*EVENTS, "collect"], weights=[2, 1, 1, 2, 2, 2, 1], k=12)
+    order: tuple[str | int, ...] = ("start", 1, *middle, "start")
+    for event in order:
         world.play(event)
     world.check()
 

@@ -30,6 +30,7 @@ from jobs.spec import build_spec
 from orchestrator.control.effects import build_launch
 from orchestrator.preview import preview_rows
 from orchestrator.settings import Home
+from orchestrator.stack import Stack
 from orchestrator.storage import diagnose_and_remember, protocol_for
 from orchestrator.store import Store
 from orchestrator.submit import submit
@@ -120,7 +121,7 @@ def test_store_whose_listings_lag_is_refused_and_nothing_is_queued(
             found = diagnose(backend.uri)
             assert (found.protocol, found.check(LIST_AFTER_WRITE).holds) == (None, False)
             with pytest.raises(UnsafeStore, match=r"no commit protocol is safe .* listings lag"):
-                submit(SPEC, store, home)
+                submit(SPEC, store, Stack(home))
             done = rexctl(home, "storage", "doctor")
             assert (done.returncode, done.stderr) == (3, "")
             assert "none is safe" in done.stdout
@@ -128,7 +129,7 @@ def test_store_whose_listings_lag_is_refused_and_nothing_is_queued(
         leave_nothing(backend.open())
         with pytest.raises(StoreUnavailable, match="could not be reached"):
             monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-            submit(SPEC, store, home)
+            submit(SPEC, store, Stack(home))
         assert store.jobs() == []
 
 
@@ -245,7 +246,7 @@ def test_doctor_is_asked_once_for_each_store(tmp_path: Path, job_store: Store) -
 
 def test_chosen_protocol_goes_with_the_job_to_its_workers(tmp_path: Path, job_store: Store) -> None:
     home = Home(tmp_path / "home")
-    row = submit(SPEC, job_store, home)
+    row = submit(SPEC, job_store, Stack(home))
     assert row.commit_protocol == "create-only"
     assert job_view(job_store, row.id, mlflow_uri="x")["commit_protocol"] == "create-only"
     job_store.submit("b", SPEC, store_uri="file:///o", init_from=None, now=time.time(), commit_protocol="allotted")

@@ -20,8 +20,8 @@ from jobs.contract import Exit
 from jobs.errors import SpecError
 from jobs.files import STATE
 from orchestrator.cli import main as command_line
+from rexnet.architecture import MODELS
 from rexnet.checkpoint import Arrays
-from rexnet.recipe import MODELS
 from tests.support.chains import make_commit
 
 with warnings.catch_warnings():

@@ -7,7 +7,9 @@ import random
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,6 +76,10 @@ def test_bare_run_commits_and_second_start_has_nothing_left_to_do(untouched: Pat
     assert newest_in(untouched).name == before.name
 
 
+def _has_reached(step: int, beats: dict[int, dict[str, Any]]) -> bool:
+    return len(beats) == 2 and beats[0]["step"] >= step
+
+
 def test_drained_and_killed_run_ends_with_the_bytes_of_an_untouched_one(
     tmp_path: Path, untouched: Path, data: str, graphs: Path
 ) -> None:
@@ -83,7 +89,7 @@ def test_drained_and_killed_run_ends_with_the_bytes_of_an_untouched_one(
     for low, high in ((1, 3), (reached + 4, 6)):
         wanted = places.randint(low, high)
         with Training(tmp_path, *RICH, f"--data_dir={data}", graphs=graphs) as run:
-            run.wait_for(lambda beats, wanted=wanted: len(beats) == 2 and beats[0]["step"] >= wanted)
+            run.wait_for(partial(_has_reached, wanted))
             run.terminate_workers()
             run.wait_until(lambda: "Error code: 75" in run.printed())  # its scheduler process waits on: no matter
             reports = [run.report(rank) for rank in (0, 1)]
@@ -93,7 +99,7 @@ def test_drained_and_killed_run_ends_with_the_bytes_of_an_untouched_one(
         assert newest_in(tmp_path).step == reached
     wanted = places.randint(reached + 1, STEPS - 2)
     with Training(tmp_path, *RICH, f"--data_dir={data}", graphs=graphs) as run:
-        run.wait_for(lambda beats: len(beats) == 2 and beats[0]["step"] >= wanted)
+        run.wait_for(partial(_has_reached, wanted))
         run.kill_worker(1)
         run.wait_until(lambda: run.ended() or "kill" in run.printed().lower())
     with Training(tmp_path, *RICH, f"--data_dir={data}", graphs=graphs) as run:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from cluster.storage import open_store
 from cluster.storage.chain.checkpoints import CheckpointStore
@@ -72,8 +73,10 @@ def main() -> int:  # noqa: PLR0915 - one page, read from top to bottom
 
     if given.need_env and given.need_env not in os.environ:
         return end(Exit.CONFIG, f"{given.need_env} is not set")
-    step, state, parent, resumed = 0, b"", None, {"manifest": None, "step": 0}
-    digest, entries = certificate.START, []
+    step, state, parent = 0, b"", None
+    resumed: dict[str, Any] = {"manifest": None, "step": 0}
+    digest = certificate.START
+    entries: list[certificate.Entry] = []
     try:
         if rank == 0:
             start = store.start_attempt(attempt, must_resume=os.environ.get(contract.ENV_MUST_RESUME))

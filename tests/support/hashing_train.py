@@ -15,8 +15,7 @@ from rexnet import train
 from rexnet.session import Session
 
 STATISTICS = ("moving_mean", "moving_variance")
-_is_due = Session.checkpoint_is_due.fget
-assert _is_due is not None
+_is_due = vars(Session)["checkpoint_is_due"].fget
 
 
 def checkpoint_is_due(session: Session) -> bool:

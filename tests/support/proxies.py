@@ -10,9 +10,11 @@ import threading
 from collections import Counter
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 _BLOCK = 64 << 10
+Line = TypeVar("Line", bound="BreakingLine")
 _PART = re.compile(rb"partNumber=(\d+)")
 
 
@@ -37,7 +39,7 @@ class BreakingLine(socketserver.ThreadingTCPServer):
         self.lock = threading.Lock()
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
 
-    def __enter__(self) -> BreakingLine:
+    def __enter__(self: Line) -> Line:
         self._thread.start()
         return self
 

@@ -17,9 +17,10 @@ from cluster.storage.digests import FileDigests
 from cluster.storage.directory import DirectoryStore
 from jobs import certificate
 from jobs.errors import StoreUnavailable
+from jobs.files import METRICS, STATE
 from jobs.manifest import Manifest
 from jobs.retention import Retention
-from rexnet.checkpoint import METRICS, STATE, Arrays, CheckpointWriter, Progress, read_arrays
+from rexnet.checkpoint import Arrays, CheckpointWriter, Progress, read_arrays
 from rexnet.journal import Journal, Point, from_lines
 from rexnet.snapshot import Source, State
 from rexnet.trail import Trail

@@ -18,6 +18,7 @@ from cluster.chaos import faults as node_faults
 from cluster.chaos.canary import advance, result, state_after
 from cluster.gang import Node
 from cluster.node.processes import is_alive
+from cluster.preflight.facts import package_files
 from cluster.storage import open_store
 from cluster.storage.chain.checkpoints import CheckpointStore
 from jobs import contract
@@ -125,7 +126,7 @@ def test_same_seed_gives_the_same_faults_and_each_kind_comes_before_any_comes_tw
 
 
 def test_some_faults_come_while_the_gang_starts_but_none_before_its_kind_came_to_one_that_trains() -> None:
-    commands = {need: ("true",) for kind in KINDS.values() for need in kind.needs}
+    commands: dict[str, tuple[str, ...]] = {need: ("true",) for kind in KINDS.values() for need in kind.needs}
     chosen = faults(Plan(seed=1, count=200, commands=commands, allow_full_disk=True))
     early = [fault for fault in chosen if fault.early_s is not None]
     assert 10 < len(early) < 40 and all(KINDS[fault.kind].early for fault in early)
@@ -161,7 +162,7 @@ def test_early_fault_comes_so_long_after_the_grant(granted_s_ago: float, nodes: 
 
 def test_kinds_that_need_a_command_are_possible_only_with_it() -> None:
     assert "cut is missing" in Plan().possible()["cut_network"]
-    commands = {"cut": ("true",), "heal": ("true",)}
+    commands: dict[str, tuple[str, ...]] = {"cut": ("true",), "heal": ("true",)}
     assert Plan(commands=commands).possible()["cut_network"] == ""
 
 
@@ -266,11 +267,10 @@ def test_report_names_the_seed_the_counts_and_what_went_wrong() -> None:
 
 def test_report_tells_the_code_of_all_our_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     """The control plane and the oracle are tried as much as what runs on nodes."""
-    real = report.package_files
     names: list[str] = []
 
     def noted(folders: Any) -> dict[str, Path]:
-        names.extend(found := real(folders))
+        names.extend(found := package_files(folders))
         return found
 
     monkeypatch.setattr(report, "package_files", noted)

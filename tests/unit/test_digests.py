@@ -6,6 +6,7 @@ import hashlib
 import io
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ def test_file_that_gives_less_than_was_asked_for_is_hashed_as_a_whole(
     (tmp_path / "f").write_bytes(body)
 
     class Slow(io.FileIO):
-        def readinto(self, buffer: memoryview) -> int:
+        def readinto(self, buffer: Any) -> int:
             return super().readinto(buffer[:1_000_003])
 
     monkeypatch.setattr(Path, "open", lambda path, *_, **__: Slow(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -105,7 +106,8 @@ def test_names_always_add_up_to_the_age(
         seconds=own,
     )
     two = replace(ATTEMPT, number=2, granted_at=again, ready_at=None, first_step_at=None, ended_at=None, seconds={})
-    two = replace(two, from_step=steps[1], to_step=steps[2], **dict.fromkeys(missing - {"ended_at"}))
+    nothing: dict[str, Any] = dict.fromkeys(missing - {"ended_at"})
+    two = replace(two, from_step=steps[1], to_step=steps[2], **nothing)
     seconds = ledger(row, [one, two], now=finished)
     assert set(seconds) == set(NAMES)
     assert all(value >= 0 for value in seconds.values())

@@ -31,8 +31,8 @@ class Remote:
     """Node 1's host: its folders lie elsewhere, and it answers when it is told to."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.problem, self.asked = root, None, 0
-        self.problem: Exception | None
+        self.root, self.asked = root, 0
+        self.problem: Exception | None = None
         self.after_reads = 1 << 30
 
     def open(self, node: Mapping[str, str], directory: str) -> Any:
@@ -64,8 +64,8 @@ class World:
         spec = build_spec({"name": "j", "program": {"module": "m"}, "gang": {"nodes": 2}, "retry": {"backoff_s": 0.01}})
         self.objects = f"file://{folder / 'objects'}"
         self.store.submit("j-1", spec, store_uri=self.objects, init_from=None, now=0.0)
-        self.remote, self.said = Remote(self.far), []
-        self.said: list[str]
+        self.remote = Remote(self.far)
+        self.said: list[str] = []
 
     def start(self, *, ready: bool = True) -> int:
         row = self.store.get("j-1")
@@ -195,12 +195,12 @@ def test_what_was_never_written_or_does_not_exist_is_told(world: World) -> None:
     with pytest.raises(NotFoundError, match="no log was written yet"):
         world.lines(world.view())
     for wanted, message in (
-        ({"rank": 2}, "no log of rank 2: its ranks are 0 to 1"),
-        ({"node": 5}, "no log of node 5: its nodes are 0 to 1"),
-        ({"attempt": 4}, "attempt 4"),
+        (world.view(rank=2), "no log of rank 2: its ranks are 0 to 1"),
+        (world.view(node=5), "no log of node 5: its nodes are 0 to 1"),
+        (world.view(attempt=4), "attempt 4"),
     ):
         with pytest.raises(NotFoundError, match=message):
-            world.lines(world.view(**wanted))
+            world.lines(wanted)
     world.directory(1, 0).mkdir(parents=True)
     with pytest.raises(NotFoundError, match="no log was written yet"):
         world.lines(world.view(rank=0))

@@ -111,7 +111,7 @@ def test_log_whose_disk_fails_is_told_once_and_the_others_are_kept(
         return opened(path, flags)
 
     opened = os.open
-    monkeypatch.setattr(logs.os, "open", fails)
+    monkeypatch.setattr(os, "open", fails)
     (tmp_path / "worker_1.log").write_text("x" * (2 << 20))
     keeper = LogKeeper([tmp_path / "worker_0.log", tmp_path / "worker_1.log"], 1 << 20)
     told = [*keeper.tend(), *keeper.tend()]

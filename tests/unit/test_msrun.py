@@ -55,7 +55,7 @@ NODE = {  # an Ascend node after CANN's set_env.sh, with what people leave lying
 }
 
 
-def build(plan: LaunchPlan = PLAN, *, interface: str | None = None, **node_env: str) -> MsrunCommand:
+def build(plan: LaunchPlan = PLAN, /, *, interface: str | None = None, **node_env: str) -> MsrunCommand:
     return build_msrun(
         plan,
         node_rank=1 if plan.nodes > 1 else 0,

@@ -52,7 +52,7 @@ def encoded(image: Array, kind: str = "PNG", **options: object) -> bytes:
 
 def differences(ours: Array, reference: Array) -> Array:
     assert ours.dtype == reference.dtype == np.uint8 and ours.shape == reference.shape
-    return np.abs(ours.astype(int) - reference)
+    return np.asarray(np.abs(ours.astype(int) - reference))
 
 
 # -- single operations

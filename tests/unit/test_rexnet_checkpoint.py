@@ -7,6 +7,7 @@ import logging
 import resource
 import threading
 import tracemalloc
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,11 @@ from cluster.storage.directory import DirectoryStore
 from jobs.errors import FencedError, StoreUnavailable
 from rexnet.checkpoint import read_arrays
 from rexnet.snapshot import Image, Source, State
-from tests.support.writing import Run, Tensor, check_chain, make_parameter, until
+from tests.support.writing import Run, check_chain, make_parameter, until
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # MindSpore's own, at import
+    from mindspore import Tensor
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

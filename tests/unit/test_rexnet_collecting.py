@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.files import STATE
 from jobs.manifest import OBJECT_PREFIX
 from jobs.retention import Retention
-from rexnet.checkpoint import STATE
 from tests.support.writing import Run, check_chain
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -357,7 +357,7 @@ def tls_server(tmp_path: Path) -> Iterator[str]:
     tls = Scripted(("127.0.0.1", 0), Handler)
     tls.asked, tls.script = [], [Answer(200, b"x")]
     tls.socket = context.wrap_socket(tls.socket, server_side=True, do_handshake_on_connect=False)
-    tls.handle_error = lambda *_: None  # type: ignore[method-assign] - the client turns away, as it should
+    tls.handle_error = lambda *_: None  # type: ignore[method-assign]  # the client turns away, as it should
     thread = threading.Thread(target=tls.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield f"https://127.0.0.1:{tls.server_port}"

@@ -36,11 +36,11 @@ def sent(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tup
         monkeypatch.setenv(name, value)
     store = open_store("s3://bucket/prefix")
     assert isinstance(store, S3Store)
-    requests = []
+    requests: list[Any] = []
 
-    def take(request: Any, **_: object) -> AWSResponse:
+    def take(request: Any, **_: object) -> Any:
         requests.append(request)
-        headers = {"ETag": '"e"', "Content-Length": str(store_size)}
+        headers: Any = {"ETag": '"e"', "Content-Length": str(store_size)}
         return AWSResponse(request.url, 200, headers, Answer(STARTED if request.method == "POST" else b""))
 
     store_size = 2 * PART_BYTES + 1
@@ -49,7 +49,7 @@ def sent(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tup
 
 
 def payloads(requests: list[Any]) -> Counter[str]:
-    found = Counter()
+    found: Counter[str] = Counter()
     for request in requests:
         if request.method == "PUT":
             value = request.headers["X-Amz-Content-SHA256"]

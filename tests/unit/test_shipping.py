@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -35,15 +36,16 @@ def folder(work: Path, attempt: int, *, job: str = "j", node: int = 0, ended: fl
     return path
 
 
-def order(work: Path, store: str, attempt: int, **more: int) -> Order:
-    bounds = {"keep_attempts": 5, "bound_bytes": 1 << 30, **more}
+def order(work: Path, store: str, attempt: int, keep_attempts: int = 5, bound_bytes: int = 1 << 30) -> Order:
     return Order(
-        job="j", attempt=attempt, node_rank=0, work_root=str(work), store=store, protocol="create-only", **bounds
-    )
+        job="j", attempt=attempt, node_rank=0, work_root=str(work), store=store, protocol="create-only",
+        keep_attempts=keep_attempts, bound_bytes=bound_bytes,
+    )  # fmt: skip
 
 
 def everything(logs: FolderLogs | ShippedLogs, name: str, max_bytes: int = 1000) -> list[tuple[int, bytes]]:
-    found, offset = [], 0
+    found: list[tuple[int, bytes]] = []
+    offset = 0
     while True:
         chunk = logs.read({name: offset}, max_bytes)[name]
         if found and found[-1][0] + len(found[-1][1]) == chunk.offset:
@@ -148,7 +150,7 @@ def test_shipping_process_is_told_which_code_it_runs_from(tmp_path: Path, monkey
         def wait(self) -> int:
             return 0
 
-    monkeypatch.setattr(shipping.subprocess, "Popen", Started)
+    monkeypatch.setattr(subprocess, "Popen", Started)
     plan = LaunchPlan(
         job="j", attempt=1, token="t", nodes=1, workers_per_node=1, cpus_per_worker=1, npus_per_node=0,
         program=("module", "m"), work_root=str(tmp_path), code_roots=("/code/x",), env={"REX_STORE": "file:///o"},

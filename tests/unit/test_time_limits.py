@@ -50,7 +50,8 @@ def test_effect_is_tried_again_soon_although_the_clock_was_set_back_an_hour(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nothing: Any = None
-    effects, ran = Effects(world.store, nothing, nothing, nothing, code=""), []
+    effects = Effects(world.store, nothing, nothing, nothing, code="")
+    ran: list[Any] = []
     monkeypatch.setattr(effects, "_run", ran.append)
     world.submit()
     world.loop.tick()

@@ -18,7 +18,12 @@ def outcome(
 
 
 def record(*outcomes: dict[str, Any], fault: int | None = None, **more: Any) -> dict[str, Any]:
-    said = {"fault": None if fault is None else {"rank": fault}, "stop_why": None, "msrun_exit": 1, "survivors": []}
+    said: dict[str, Any] = {
+        "fault": None if fault is None else {"rank": fault},
+        "stop_why": None,
+        "msrun_exit": 1,
+        "survivors": [],
+    }
     return {**said, "outcomes": list(outcomes), **more}
 
 

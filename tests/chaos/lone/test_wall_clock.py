@@ -18,7 +18,7 @@ from tests.support.ray_hosts import Cluster
 def is_ahead(store: Store, job: str, rank: int, by_s: float, _: object) -> bool:
     """Is that rank's newest heartbeat from a clock which is ahead of ours by so much, give or take ten minutes?"""
     (at,) = [beat["at"] for beat in store.attempt(job, 1).view["ranks"] if beat["rank"] == rank]
-    return abs(at - time.time() - by_s) < 600
+    return bool(abs(at - time.time() - by_s) < 600)
 
 
 def test_wall_clock_that_jumps_an_hour_forward_and_back_moves_nothing_but_what_people_read(
