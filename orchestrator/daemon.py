@@ -15,13 +15,13 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from filelock import FileLock, Timeout
+
 from cluster.node.processes import die_with_parent
 from jobs.errors import ClusterUnreachable, RetryableError
-from orchestrator.locks import LockHeld, holding
 from orchestrator.settings import Home
 from orchestrator.stack import Service, Stack, end_orphans
 from orchestrator.store.changes import Changes
@@ -166,12 +166,12 @@ def main() -> int:
             code = 1
         sys.stderr.flush()
         os._exit(code)  # Ray's client threads may wait on a cluster that is gone; there is nothing left to save
-    with ExitStack() as held:
-        try:
-            held.enter_context(holding(home.run / "control.lock", wait_s=10))
-        except LockHeld as error:
-            _LOG.error("action=exit another control plane runs: %s", error)
-            return 3
+    try:
+        lock = FileLock(home.run / "control.lock").acquire(timeout=10)
+    except Timeout:
+        _LOG.error("action=exit another control plane holds %s", home.run / "control.lock")
+        return 3
+    with lock:
         keep_serving(home, stopped)
     return 0
 

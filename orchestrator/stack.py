@@ -19,6 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from cluster.node.processes import (
     descendants,
     end_by_environment,
@@ -28,7 +30,6 @@ from cluster.node.processes import (
     started_at,
 )
 from jobs.errors import StackError
-from orchestrator.locks import LockHeld, holding
 from orchestrator.settings import Home
 from orchestrator.store import Store
 from orchestrator.store.flags import PAUSED, READY
@@ -64,10 +65,6 @@ class Stack:
 
     def __init__(self, home: Home) -> None:
         self.home = home
-
-    @property
-    def _lock(self) -> Path:
-        return self.home.run / "stack.lock"
 
     # -- what is there
 
@@ -131,7 +128,7 @@ class Stack:
         """Bring up what is missing and wait until it answers; returns the store. StackError with the log's end."""
         self.home.create()
         store = Store(self.home.database_url)
-        with holding(self._lock):
+        with FileLock(self.home.run / "stack.lock"):
             _make_secret(self.home.run / "token", 12)
             store.migrate()
             if store.flag(PAUSED):
@@ -153,9 +150,9 @@ class Stack:
         The caller has seen that the state directory is there: asking for the lock would make it anew.
         """
         try:
-            with holding(self._lock, wait_s=0):
+            with FileLock(self.home.run / "stack.lock", timeout=0):
                 self.ensure_services(say)
-        except LockHeld:
+        except Timeout:
             return
         except StackError as error:  # it is tried again; whoever needs the service waits
             say(str(error))
@@ -283,7 +280,7 @@ class Stack:
         """End every process of this state directory: the control plane first, so that nothing is restarted."""
         if not (self.home.run / "token").exists():  # nothing was ever brought up here
             return
-        with holding(self._lock):
+        with FileLock(self.home.run / "stack.lock"):
             for name in ("control", "ray", "mlflow"):
                 key = f"{ENV_STACK}_{name.upper()}"
                 if find_by_environment(key, self.token):

@@ -6,5 +6,6 @@ cluster could not do it now; 130 interrupted.
 
 import gc
 
-# What a command makes while it starts are modules, which stay: looking for garbage in them takes a tenth of that time.
+# What a command makes while it starts are modules, which stay: looking for garbage in them takes a twelfth of that time
+# (docs/supervision.md).
 gc.set_threshold(100_000)
