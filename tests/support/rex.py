@@ -92,6 +92,19 @@ class Rex:
             time.sleep(0.2)
         return status
 
+    def wait_for_rank(self, job: str, rank: int, *, past: int = 0) -> int:
+        """Wait until a rank has made more than `past` steps; its process.
+
+        The job's progress is that of its first rank. Ranks that share no all-reduce come one after another, and on a
+        full machine the last has not been heard of when the first is far.
+        """
+
+        def pids(status: dict[str, Any]) -> list[int]:
+            return [r["pid"] for r in status["ranks"] if r["rank"] == rank and r["step"] > past]
+
+        (pid,) = pids(self.wait(job, lambda status: bool(pids(status))))
+        return pid
+
     def finish(self, job: str, *, timeout_s: float = 300.0) -> dict[str, Any]:
         """Wait for the job's end and for its last effects."""
         self.wait(job, lambda s: s["state"] in ("succeeded", "failed", "cancelled"), timeout_s=timeout_s)

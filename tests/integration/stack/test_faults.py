@@ -48,8 +48,8 @@ def spec(tmp_path: Path) -> Path:
 
 def test_killed_worker_leads_to_a_second_attempt_that_resumes(rex: Rex, spec: Path) -> None:
     job = rex.submit(spec)
-    status = rex.wait(job, training_past(20))
-    os.kill(next(rank["pid"] for rank in status["ranks"] if rank["rank"] == 1), signal.SIGKILL)
+    rex.wait(job, training_past(20))
+    os.kill(rex.wait_for_rank(job, 1), signal.SIGKILL)
     ended = rex.finish(job)
     assert ended["state"] == "succeeded"
     assert [attempt["cause"] for attempt in ended["attempts"]] == ["crash", "done"], ended["attempts"]

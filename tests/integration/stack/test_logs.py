@@ -46,10 +46,9 @@ def test_rank_that_prints_without_end_keeps_its_first_and_its_newest_lines(rex: 
 
 
 def test_killed_rank_leaves_its_last_words(rex: Rex, tmp_path: Path) -> None:
-    job = rex.submit(counting_spec(tmp_path / "b.yaml", "--steps", 400, "--step_s", 0.02, "--say_steps", name="last"))
+    job = rex.submit(counting_spec(tmp_path / "b.yaml", "--steps", 400, "--crawl_at", 40, "--say_steps", name="last"))
     follower = rex.start("logs", "-f", job, "--attempt", "1", "--json")
-    status = rex.wait(job, lambda s: s["progress"]["step"] > 10)
-    os.kill(next(rank["pid"] for rank in status["ranks"] if rank["rank"] == 1), signal.SIGKILL)
+    os.kill(rex.wait_for_rank(job, 1, past=10), signal.SIGKILL)
     output, _ = follower.communicate(timeout=100)
     assert follower.returncode == 0
     lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
