@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from cluster.node.processes import descendants, end_by_environment, find_by_environment
 from tests.conformance.backends import Backend, MotoServer, aws_environment, make_bucket
@@ -24,6 +25,9 @@ from tests.support.radosgw import ACCESS_KEY, SECRET_KEY, RadosGateway, missing_
 from tests.support.signals import end_tidily
 
 end_tidily()
+# A slow machine is no bug.
+settings.register_profile("rex", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("rex")
 
 MUST_RUN_ALL = os.environ.get("REX_TEST_ALL") == "1"
 ENV_RUN = "PYTEST_RUN_OF_REX"  # in the environment of every process that the run starts, at any depth
@@ -76,8 +80,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 def _left_behind() -> list[str]:
-    """Command lines of what the run started and nobody ended, after ten seconds to end by itself; ends it."""
-    run, deadline = os.environ[ENV_RUN], time.monotonic() + 10
+    """Command lines of what the run started and nobody ended, after a minute to end by itself; ends it."""
+    run, deadline = os.environ[ENV_RUN], time.monotonic() + 60
     while pids := find_by_environment(ENV_RUN, run, besides=descendants(os.getpid())):  # our children end with us
         if time.monotonic() > deadline:
             commands = []

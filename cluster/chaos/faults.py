@@ -21,7 +21,7 @@ from cluster.node.ending import ENDED_FILE, ENV_SUPERVISES
 from cluster.node.processes import find_by_environment, started_at
 from jobs.contract import ENV_TOKEN
 
-_ENDING_S = 5.0  # a supervisor that has said how its attempt ended is about to end itself
+_ENDING_S = 12.0  # a supervisor that has said how its attempt ended is about to end itself
 _FILLINGS = 5  # tries to take all of a disk on which others write
 VICTIMS = ("worker", "msrun", "scheduler", "supervisor", "agent", "ray_node")
 
@@ -78,8 +78,9 @@ def strike(how: str, victim: str, token: str, agent: int | None, pause_s: float)
     if pid is None or born is None:
         return None
     if how == "stop":
-        _later(pause_s, ["cont", str(pid), str(born)])
-    os.kill(pid, signal.SIGKILL if how == "kill" else signal.SIGSTOP)
+        _apart(pause_s, ["stop", str(pid), str(born)])
+    else:
+        os.kill(pid, signal.SIGKILL)
     return {"pid": pid, "at": time.time()}
 
 
@@ -87,7 +88,7 @@ def fill_disk(folder: str, pause_s: float, keep_bytes: int = 0) -> dict[str, Any
     """Leave `keep_bytes` of the folder's file system; the file goes after `pause_s`."""
     path = Path(folder, f".chaos-{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    _later(pause_s, ["unlink", str(path), "0"])
+    _apart(pause_s, ["unlink", str(path), "0"])
     with path.open("wb") as file:
         for _ in range(_FILLINGS):
             space = os.statvfs(folder)
@@ -102,8 +103,8 @@ def fill_disk(folder: str, pause_s: float, keep_bytes: int = 0) -> dict[str, Any
     return {"path": str(path), "size_bytes": size_bytes, "at": time.time()}
 
 
-def _later(wait_s: float, what: list[str]) -> None:
-    """Have `what` done in a process that nobody's end takes along."""
+def _apart(wait_s: float, what: list[str]) -> None:
+    """Have `what` done, or undone, in a process that nobody's end takes along."""
     subprocess.run(
         [sys.executable, "-m", "cluster.chaos.faults", str(wait_s), *what],
         stdin=subprocess.DEVNULL,
@@ -114,17 +115,27 @@ def _later(wait_s: float, what: list[str]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """WAIT_S cont PID START | WAIT_S unlink PATH 0: fork off, wait, do it."""
+    """WAIT_S stop PID START | WAIT_S unlink PATH 0: fork off; stop, wait, go on; or wait and unlink.
+
+    One process stops and lets go on: with two, the second may come first, and what is stopped stays so.
+    """
     wait_s, what, name, born = float(arguments[0]), *arguments[1:]
     if os.fork() > 0:
         return 0
     os.setsid()
+    if what == "stop":
+        _signal(int(name), int(born), signal.SIGSTOP)
     time.sleep(wait_s)
-    if what == "unlink":
+    if what == "stop":
+        _signal(int(name), int(born), signal.SIGCONT)
+    else:
         Path(name).unlink(missing_ok=True)
-    elif started_at(int(name)) == int(born):
-        os.kill(int(name), signal.SIGCONT)
     return 0
+
+
+def _signal(pid: int, born: int, number: signal.Signals) -> None:
+    if started_at(pid) == born:
+        os.kill(pid, number)
 
 
 def _left_of(tokens: Iterable[str]) -> list[str]:

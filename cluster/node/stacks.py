@@ -18,6 +18,7 @@ from jobs.contract import STACKS_SIGNAL, stacks_path
 
 LONGEST_S = 7.0
 _ITSELF_SHARE = 2 / 7  # of the time, kept for programs that write their stacks themselves
+_LINES_S = 0.2  # they write line by line, and are through when nobody has written for so long
 _INTERESTING = ("State", "Threads", "VmRSS", "SigBlk", "SigPnd", "voluntary_ctxt_switches")
 
 
@@ -91,10 +92,13 @@ def _by_itself(programs: Mapping[int, tuple[int, Path]], deadline: float) -> dic
         except (FileNotFoundError, ProcessLookupError):
             continue
         begun[rank] = (path, before)
-    while any(path.stat().st_size == before for path, before in begun.values()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    if begun:
-        time.sleep(0.1)  # they write line by line
+    seen: list[int] = []
+    while begun and time.monotonic() < deadline:
+        sizes = [path.stat().st_size for path, _ in begun.values()]
+        if sizes == seen and all(size > before for size, (_, before) in zip(sizes, begun.values(), strict=True)):
+            break
+        seen = sizes
+        time.sleep(_LINES_S)
     said = {}
     for rank, (path, before) in begun.items():
         with path.open() as file:

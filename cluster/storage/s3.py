@@ -39,7 +39,7 @@ from jobs.errors import AlreadyExistsError, ObjectNotFound, StoreUnavailable
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-READ_TIMEOUT_S = 30.0
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5.0, 30.0
 _NUM_TRIES = 3  # ours, for what botocore does not repeat: a broken download, a conflict between creators
 _TAKEN = {"PreconditionFailed", "412"}
 _REFUSED = {"NotImplemented", "InvalidRequest", "InvalidArgument", "400", "501"}  # by a store that knows no condition
@@ -60,7 +60,7 @@ def make_client(profile: str | None = None, *, checksums: str = "when_required")
         request_checksum_calculation=checksums,  # type: ignore[arg-type]
         response_checksum_validation=checksums,  # type: ignore[arg-type]
         retries={"mode": "standard"},
-        connect_timeout=5,
+        connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=READ_TIMEOUT_S,
         max_pool_connections=4 * NUM_WORKERS,
         s3={"payload_signing_enabled": True},

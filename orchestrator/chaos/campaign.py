@@ -36,6 +36,7 @@ _POLL_S = 0.2
 _SECOND_S = 1.0
 _STRUCK_S = 5.0  # a strike goes through Ray, which takes its time on a busy machine
 _LONGER = (1, 3, 9)  # so many times as long the canary has left to train, where its fault came too late
+_HANG_S = 10.0  # the canary's patience; less than what is stopped stays so
 _SEEN_S = 10.0  # a death that nobody has to be patient for is seen by then, even on a busy machine
 
 
@@ -165,7 +166,8 @@ class Campaign:
             attempts = self.store.attempts(job)
             return bool(attempts and attempts[-1].nodes) and time.time() - attempts[-1].granted_at >= fault.early_s
         done, total = view["progress"]["step"], view["progress"]["total_steps"] or 0
-        return bool(view["state"] == "running" and total and done >= fault.at * total)
+        heard = len(view["ranks"]) == self.store.get(job).spec.gang.world_size  # who has made no step yet hangs unseen
+        return bool(view["state"] == "running" and heard and total and done >= fault.at * total)
 
     def _back_after_s(self, job: str, hit: dict[str, Any] | None) -> float | None:
         """Seconds from the strike to the end of the first step of the attempt that went on; None if none did."""
@@ -274,7 +276,7 @@ def canary_spec(given: Canary, steps: int) -> JobSpec:
             "gang": {"nodes": given.nodes, "workers_per_node": given.workers_per_node},
             "program": {"module": "cluster.chaos.canary", "args": [str(word) for word in arguments]},
             "retry": {"backoff_s": 0.5},
-            "limits": {"hang_s": max(5.0, 20 * given.step_s)},
+            "limits": {"hang_s": max(_HANG_S, 20 * given.step_s)},
             "credentials": given.credentials.model_dump(),
         },
         "the canary",

@@ -44,8 +44,10 @@ class Strikes:
         if kind.where == "host":
             return self._on_a_host(fault, attempt)
         name = fault.kind.removeprefix("stop_")
-        self._run(f"stop_{name}")
-        self._later(self.plan.pause_s, lambda: self._run(f"start_{name}"))
+        try:
+            self._run(f"stop_{name}")
+        finally:  # an end of the campaign in between leaves nothing struck
+            self._later(self.plan.pause_s, lambda: self._run(f"start_{name}"))
         return {"what": name, "at": time.time()}
 
     def mend(self, *, at_once: bool = False) -> list[str]:
@@ -99,16 +101,17 @@ class Strikes:
         if not victims:
             return None
         born = {pid: started_at(pid) for pid in victims}
-        for pid in victims:
-            with suppress(ProcessLookupError):  # the child goes with its keeper
-                os.kill(pid, signal.SIGKILL if how == "kill" else signal.SIGSTOP)
-        struck = {"what": victim, "pid": victims[0], "at": time.time()}
         away_s = self.stack.home.settings.lease_s + self.plan.pause_s
-        if how == "stop":
-            self._later(away_s, lambda: _go_on(born))
-        elif victim == "control_plane":
-            self._later(away_s, self.stack.up)
-        return struck
+        try:
+            for pid in victims:
+                with suppress(ProcessLookupError):  # the child goes with its keeper
+                    os.kill(pid, signal.SIGKILL if how == "kill" else signal.SIGSTOP)
+        finally:
+            if how == "stop":
+                self._later(away_s, lambda: _go_on(born))
+            elif victim == "control_plane":
+                self._later(away_s, self.stack.up)
+        return {"what": victim, "pid": victims[0], "at": time.time()}
 
     def _on_a_host(self, fault: Fault, attempt: AttemptRow) -> dict[str, Any] | None:
         hit = [node for node in attempt.nodes if node["host"] not in self.plan.spare]
@@ -122,8 +125,10 @@ class Strikes:
             "slow_network": ("slow", "heal", self.plan.pause_s),
             "power_off": ("power_off", "power_on", lease_s + self.plan.pause_s),
         }[fault.kind]
-        self._run(first, node)
-        self._later(pause_s, lambda: self._run(then, node))
+        try:
+            self._run(first, node)
+        finally:
+            self._later(pause_s, lambda: self._run(then, node))
         return {"what": first, "host": node["host"], "at": time.time()}
 
     def _run(self, name: str, node: dict[str, Any] | None = None) -> None:

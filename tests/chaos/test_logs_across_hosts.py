@@ -6,6 +6,7 @@ The one thing that both hosts reach is an S3 server (moto) at this machine's add
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +27,7 @@ from tests.support.rex import REXCTL, counting_spec
 
 RAY = str(Path(sys.executable).with_name("ray"))
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
-FAIL_AT, STEPS = 60, 90
+FAIL_AT, STEPS = 150, 180
 
 
 class Cluster:
@@ -41,7 +42,7 @@ class Cluster:
         return {"REX_HOME": str(self.home.path), **QUIET, **self.aws}
 
     def rexctl(self, *arguments: str, code: int = 0) -> Any:
-        done = self.hosts.run(1, [REXCTL, *arguments], env=self.env, timeout=120)
+        done = self.hosts.run(1, [REXCTL, *arguments], env=self.env, timeout=600)
         assert done.returncode == code, (done.returncode, done.stdout[-2000:], done.stderr)
         return done
 
@@ -69,6 +70,10 @@ def cluster() -> Iterator[Cluster]:
         first = hosts.address(1)
         head = [RAY, "start", "--head", "--block", "--port=6379", "--include-dashboard=false", "--num-cpus=1"]
         hosts.start(1, [*head, f"--node-ip-address={first}"], folder / "ray-1.log", {**QUIET, **aws})
+        deadline = time.monotonic() + 180
+        while "Ray runtime started" not in (folder / "ray-1.log").read_text(errors="replace"):
+            assert time.monotonic() < deadline  # a node waits for its head's answer for half a minute and no longer
+            time.sleep(0.2)
         node = [RAY, "start", "--block", f"--address={first}:6379", "--num-cpus=1"]
         hosts.start(2, [*node, f"--node-ip-address={hosts.address(2)}"], folder / "ray-2.log", {**QUIET, **aws})
         (folder / "home").mkdir()
@@ -76,7 +81,6 @@ def cluster() -> Iterator[Cluster]:
         (folder / "home" / "config.yaml").write_text(yaml.safe_dump(settings))
         cluster = Cluster(hosts, folder, aws)
         cluster.rexctl("up")
-        deadline = time.monotonic() + 60
         while len([n for n in Store(cluster.home.database_url).nodes() if n["alive"]]) < 2:
             assert time.monotonic() < deadline, (folder / "ray-2.log").read_text()
             time.sleep(0.2)
@@ -88,17 +92,28 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def followed(cluster: Cluster) -> tuple[str, list[dict[str, Any]]]:
     """A job whose rank 1 fails once, and all that `rexctl logs -f` printed of it from its submission on."""
+    met = cluster.folder / "met"  # these hosts share what is not their own
+    program = ("--steps", STEPS, "--step_s", 0.04, "--say_steps", "--fail_rank", 1, "--fail_at", FAIL_AT)
     spec = counting_spec(
         cluster.folder / "job.yaml",
-        *("--steps", STEPS, "--step_s", 0.04, "--say_steps", "--fail_rank", 1, "--fail_at", FAIL_AT),
+        *(*program, "--crawl_at", 50, "--until", met),
         gang={"nodes": 2, "workers_per_node": 1},
         credentials={"from_env": sorted(cluster.aws)},
     )
     job = str(json.loads(cluster.rexctl("submit", str(spec), "--json").stdout)["job_id"])
-    followed = cluster.rexctl("logs", "-f", job, "--json", "-v")
+    said, told = cluster.folder / "said", cluster.folder / "told"
+    with said.open("wb") as out, told.open("wb") as err:
+        command = cluster.hosts.command(1, [REXCTL, "logs", "-f", job, "--json", "-v"], cluster.env)
+        follow = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+    deadline = time.monotonic() + 300
+    while not all(f'"source": "{source}"' in said.read_text() for source in ("node", "folder")):
+        assert follow.poll() is None and time.monotonic() < deadline, told.read_text()
+        time.sleep(0.2)
+    met.touch()
+    assert follow.wait(600) == 0, told.read_text()
     status = job_view(Store(cluster.home.database_url), job, mlflow_uri="")
     assert [attempt["cause"] for attempt in status["attempts"]] == ["crash", "done"], status
-    return job, [json.loads(line) for line in followed.stdout.splitlines()]
+    return job, [json.loads(line) for line in said.read_text().splitlines()]
 
 
 def steps(lines: list[dict[str, Any]], attempt: int, rank: int) -> list[int]:

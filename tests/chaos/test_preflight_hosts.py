@@ -158,7 +158,7 @@ def test_missing_data_path_on_one_node_only_fails_the_job_and_names_the_node(clu
 def test_job_that_waits_for_want_of_a_left_out_node_names_it(cluster: Differing) -> None:
     cluster.mend_disk()
     gang = {"nodes": 1, "workers_per_node": 1, "cpus_per_worker": 2}
-    first = cluster.submit_to(gang, "--steps", 600)
+    first = cluster.submit_to(gang, "--steps", 100_000)
     cluster.until("its first step", lambda: cluster.status(first)["progress"]["step"] > 0)
     second = cluster.submit_to({**gang, "nodes": 2}, "--steps", 10)
     waiting = cluster.until("a reason", lambda: "left out" in (said := cluster.status(second)["waiting"]) and said)

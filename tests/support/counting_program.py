@@ -54,6 +54,7 @@ def main() -> int:  # noqa: PLR0915 - one page, read from top to bottom
     parser.add_argument("--print_lines", type=int, default=0, help="print so many lines before the first step")
     parser.add_argument("--slow_data_rank", type=int, default=-1, help="a rank whose steps are all waiting for data")
     parser.add_argument("--say_steps", action="store_true", help="print each step")
+    parser.add_argument("--until", type=Path, help="crawl no longer once this file is there")
     given = parser.parse_args()
     if os.environ.get("MS_ROLE") == "MS_SCHED":
         return 0
@@ -71,6 +72,7 @@ def main() -> int:  # noqa: PLR0915 - one page, read from top to bottom
         write_report(reports, Report(heartbeat=beat.__dict__, reason=reason), rank)
         return int(code)
 
+    contract.dump_stacks_on_request(rank)
     if given.need_env and given.need_env not in os.environ:
         return end(Exit.CONFIG, f"{given.need_env} is not set")
     step, state, parent = 0, b"", None
@@ -122,6 +124,13 @@ def main() -> int:  # noqa: PLR0915 - one page, read from top to bottom
         print(f"line {number} {'.' * 50}")
         if number % 2000 == 0:
             time.sleep(0.01)  # a rank writes no faster than this for long
+    folder, local = Path(reports), int(os.environ[contract.ENV_LOCAL_RANKS])
+    first = rank - rank % local  # of this node
+    folder.joinpath(f"here_{rank}").touch()
+    while len(list(folder.glob("here_*"))) < local and not stopped:
+        time.sleep(0.02)  # as in an all-reduce: nobody steps before all are there
+    while rank != first and not folder.joinpath("told").exists() and not stopped:
+        time.sleep(0.02)  # nor is anybody heard of before the first, whose step is the job's
     first_step_at, begun = None, time.time()
     while step < given.steps:
         if stopped and not given.ignore_term:
@@ -131,6 +140,7 @@ def main() -> int:  # noqa: PLR0915 - one page, read from top to bottom
         while step == given.hang_at and attempt == 1 and rank == given.fail_rank:
             hang_here()
         crawls = attempt == 1 and given.crawl_at is not None and step >= given.crawl_at
+        crawls = crawls and not (given.until and given.until.exists())
         time.sleep(CRAWL_S if crawls else given.step_s)
         step += 1
         if given.say_steps:
@@ -164,6 +174,8 @@ def main() -> int:  # noqa: PLR0915 - one page, read from top to bottom
             }
         )
         sender.send("heartbeat", beat)
+        if rank == first:
+            folder.joinpath("told").touch()
     if rank == 0:
         beat = Heartbeat(**{**beat.__dict__, "metrics": {"top1": 1.0, "top5": 1.0, "loss": 1.0 / step}})
         commit()

@@ -230,7 +230,7 @@ class Hosts:
             command = [*space, *spaces, "bash", "-c", script]
             holder = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self._holders[host] = holder
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not ready.exists():
             up = time.monotonic() < deadline and holder.poll() is None
             assert up, f"host {host} did not boot: {said.read_text(errors='replace')}"

@@ -27,7 +27,7 @@ RAY = str(Path(sys.executable).with_name("ray"))
 _RAY_NODE = [RAY, "start", "--block", "--num-cpus=2", "--include-log-monitor=false"]
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 _DISK_BYTES = 256 << 20  # of each host that is alone, for its attempts
-_SUPERVISORS_END_S = 5.0  # after its word that all is over a supervisor has the logs shipped, and ends
+_SUPERVISORS_END_S = 60.0  # after its word that all is over a supervisor has the logs shipped, and ends
 _CARRIERS = """
 import sys
 from pathlib import Path
@@ -39,6 +39,12 @@ for folder in Path("/proc").glob("[0-9]*"):
     except OSError:
         continue  # it has ended meanwhile
 """
+
+
+def all_are_heard(status: dict[str, Any], nodes: int) -> bool:
+    """Has every rank sent its heartbeat, and every node answered the newest poll (gangs of a rank a node)?"""
+    answered = [node for node in status["nodes"] if node["agent"] and node["supervisor"]]
+    return len(status["ranks"]) == len(answered) == nodes
 
 
 class Cluster:
@@ -78,9 +84,15 @@ class Cluster:
             where = [f"--address={self.hosts.address(1)}:6379"]
         command = [*_RAY_NODE, f"--node-ip-address={self.hosts.address(host)}", *where]
         log = self.hosts.folder / f"ray-{host}.log"
-        log.write_bytes(b"")
-        self._rays[host] = self.hosts.start(host, command, log, {**self.env, **(env or {})})
-        self._wait_for_ray(host)
+        for last in (False, False, True):
+            log.write_bytes(b"")
+            self._rays[host] = self.hosts.start(host, command, log, {**self.env, **(env or {})})
+            try:
+                self._wait_for_ray(host)
+                break
+            except AssertionError:  # its processes took longer than it waits for them: it has ended
+                if last or self.has_ray(host):
+                    raise
 
     def has_ray(self, host: int) -> bool:
         """Does the host's Ray node still run?"""
@@ -111,7 +123,7 @@ class Cluster:
 
     def mend(self) -> None:
         """Every host up, on the network and with a Ray node that runs, whatever a test has left behind."""
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + 300
         hosts = range(1, self.hosts.count + 1)
         while self._num_alive() != self.hosts.count or not all(self.has_ray(host) for host in hosts):
             assert time.monotonic() < deadline, Store(self.home.database_url).nodes()
@@ -127,7 +139,7 @@ class Cluster:
         return len([node for node in Store(self.home.database_url).nodes() if node["alive"]])
 
     def wait_for_nodes(self, count: int) -> None:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 180
         while self._num_alive() != count:
             assert time.monotonic() < deadline, Store(self.home.database_url).nodes()
             time.sleep(0.2)
@@ -137,7 +149,7 @@ class Cluster:
         return {**self.env, "REX_HOME": str(self.home.path)}
 
     def rexctl(self, *arguments: str) -> Any:
-        done = self.hosts.run(1, [REXCTL, *arguments], env=self.rex_env, timeout=120)
+        done = self.hosts.run(1, [REXCTL, *arguments], env=self.rex_env, timeout=600)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -166,7 +178,7 @@ class Cluster:
         return job_view(Store(self.home.database_url), job, mlflow_uri="")
 
     def wait(self, job: str, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + 300
         while not wanted(status := self.status(job)):
             assert time.monotonic() < deadline, json.dumps({**status, "log": self.log()}, indent=1)
             time.sleep(0.2)
@@ -182,7 +194,7 @@ class Cluster:
     def left_over(self) -> list[str]:
         """Number and command line of every process of any attempt, on all hosts that are up: one that is down has none.
 
-        Whatever an attempt runs is to be gone at once, its supervisors within a moment.
+        Whatever an attempt runs is to be gone at once, its supervisors once they have had the logs shipped.
         """
         deadline = time.monotonic() + _SUPERVISORS_END_S
         while True:

@@ -118,9 +118,16 @@ class Rex:
         return [attempt.token for attempt in self.store.attempts(job)]
 
     def processes(self, job: str) -> list[int]:
-        """Every live process of any attempt of the job."""
-        names = ("REX_TOKEN", "REX_SUPERVISES")
-        return [pid for token in self.tokens(job) for name in names for pid in find_by_environment(name, token)]
+        """Every live process of any attempt of the job; those that watched it have a minute to leave after it."""
+        deadline = time.monotonic() + 60
+        while True:
+            ranks, watchers = (
+                [pid for token in self.tokens(job) for pid in find_by_environment(name, token)]
+                for name in ("REX_TOKEN", "REX_SUPERVISES")
+            )
+            if ranks or not watchers or time.monotonic() > deadline:
+                return ranks + watchers
+            time.sleep(0.2)
 
     def own_processes(self) -> list[int]:
         """Every live process that the local stack started."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import asdict
@@ -200,10 +201,12 @@ class World:
         return tracking.closed
 
     def tick_until(self, wanted: Callable[[], bool]) -> None:
-        for _ in range(200):
+        deadline = time.monotonic() + 60  # certificates come from threads
+        while time.monotonic() < deadline:
             self.loop.tick()
             if wanted():
                 return
+            time.sleep(0.001)
         raise AssertionError("it never came to that")
 
     def state(self, job: str = "j") -> State:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -148,7 +149,9 @@ def test_gang_that_was_hit_before_its_first_step_may_start_again_once_but_not_cr
     assert verdict(ended("infrastructure", "done", trained=True)), "one that trained is held to what its kind expects"
 
 
-@pytest.mark.parametrize(("granted_s_ago", "nodes", "now"), [(3.0, [{}], True), (1.0, [{}], False), (3.0, [], False)])
+@pytest.mark.parametrize(
+    ("granted_s_ago", "nodes", "now"), [(900.0, [{}], True), (1.0, [{}], False), (900.0, [], False)]
+)
 def test_early_fault_comes_so_long_after_the_grant(granted_s_ago: float, nodes: list[Any], now: bool) -> None:
     class OneAttempt:
         @staticmethod
@@ -156,7 +159,7 @@ def test_early_fault_comes_so_long_after_the_grant(granted_s_ago: float, nodes: 
             return [SimpleNamespace(nodes=nodes, granted_at=time.time() - granted_s_ago)]
 
     campaign = Campaign(Plan(), cast(Any, None), cast(Any, OneAttempt()), cast(Any, None))
-    fault = Fault(seed=1, number=1, kind="stop_store", at=0.5, pick=0.0, early_s=2.0)
+    fault = Fault(seed=1, number=1, kind="stop_store", at=0.5, pick=0.0, early_s=600.0)
     assert campaign._is_time(fault, "j", {}) is now
 
 
@@ -330,12 +333,14 @@ def sleeper() -> Any:
 def test_stopped_process_goes_on_by_itself_after_its_pause(sleeper: subprocess.Popen[bytes]) -> None:
     struck = node_faults.strike("stop", "agent", "none", sleeper.pid, 2.0)
     assert struck is not None and struck["pid"] == sleeper.pid
-    deadline = time.monotonic() + 30
-    while stat(sleeper.pid) != "T":  # the signal is on its way
-        assert time.monotonic() < deadline
-    while stat(sleeper.pid) == "T":
+    deadline = time.monotonic() + 60
+    while os.waitid(os.P_PID, sleeper.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is None:  # the kernel keeps this
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    while os.waitid(os.P_PID, sleeper.pid, os.WCONTINUED | os.WNOHANG) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert stat(sleeper.pid) != "T"
 
 
 def test_killed_victim_is_dead_and_a_missing_one_is_told(sleeper: subprocess.Popen[bytes]) -> None:
@@ -346,17 +351,19 @@ def test_killed_victim_is_dead_and_a_missing_one_is_told(sleeper: subprocess.Pop
 
 
 def test_victims_are_told_apart_by_what_they_carry(tmp_path: Path) -> None:
-    env = {**os.environ, "REX_TOKEN": "t-chaos", "RANK_ID": "0"}
+    token = uuid.uuid4().hex
+    env = {**os.environ, "REX_TOKEN": token, "RANK_ID": "0"}
     command = [sys.executable, "-c", "import time; time.sleep(60)"]
     worker = subprocess.Popen(command, env=env)
     scheduler = subprocess.Popen(command, env={**env, "MS_ROLE": "MS_SCHED"})
     try:
-        deadline = time.monotonic() + 10
-        while node_faults.find("scheduler", "t-chaos", None) is None and time.monotonic() < deadline:
+        deadline = time.monotonic() + 60
+        while None in [node_faults.find(victim, token, None) for victim in ("worker", "scheduler")]:
+            assert time.monotonic() < deadline
             time.sleep(0.05)
-        assert node_faults.find("scheduler", "t-chaos", None) == scheduler.pid
-        assert node_faults.find("worker", "t-chaos", None) == worker.pid
-        assert node_faults.find("msrun", "t-chaos", None) is None
+        assert node_faults.find("scheduler", token, None) == scheduler.pid
+        assert node_faults.find("worker", token, None) == worker.pid
+        assert node_faults.find("msrun", token, None) is None
     finally:
         for process in (worker, scheduler):
             process.kill()

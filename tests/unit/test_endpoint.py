@@ -147,6 +147,7 @@ def answers(*texts: str) -> Any:
 
 def test_device_is_waited_for_until_the_driver_lets_it_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.node.released._LOOK_S", 0.0)
+    monkeypatch.setattr("cluster.node.released._WAIT_S", 600.0)
     free = SMI.replace("| 2       0                 | 1333928       |", "| No running processes found in NPU 2      |")
     record = released(start(tmp_path, 1, [2, 3]), 1, ask=answers(SMI, SMI, free))
     assert record["devices_busy"] == {} and left(record) == {}

@@ -165,10 +165,10 @@ def test_many_that_say_nothing_keep_no_supervisor_out() -> None:
 
 
 def test_no_answer_leaves_the_way_by_ray(capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as gone:
-        address = gone.getsockname()
     peers = Peers(TOKEN, 1, 2)
-    peers.connect(address)
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))  # does not listen, and nobody else can
+        peers.connect(mute.getsockname())
     assert peers.heard() is None and "no line to the supervisor of node 0" in capsys.readouterr().out
     peers.tell(hang=False)
     peers.close(good=False)

@@ -75,6 +75,7 @@ def test_npu_smi_is_asked_where_there_is_one(tmp_path: Path, monkeypatch: pytest
     command.write_text(f"#!/bin/sh\n[ \"$1\" = info ] && cat <<'END'\n{ONE_CHIP}END\n")
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(facts, "_NPU_SMI_TIMEOUT_S", 120.0)
     assert facts.npu_healths() == {"0": "OK", "1": "Critical", "2": "Warning"}
     command.write_text("#!/bin/sh\nexit 1\n")
     assert facts.npu_healths() == {}

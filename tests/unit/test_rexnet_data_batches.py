@@ -317,9 +317,8 @@ def test_a_small_set_is_decoded_once_and_kept(monkeypatch: pytest.MonkeyPatch) -
     plain = recipe(scale=[1, 1], shift_pixels=2)
     source = Memory()
     with TrainBatches(plain, source, order()) as batches:
-        before = {thread.name for thread in threading.enumerate()}
         images = {step: content(batches.batch(step)[0]) for step in range(9)}
-        assert {thread.name for thread in threading.enumerate()} == before  # no threads where they do not pay
+        assert not any(thread.name.startswith("rexnet-data") for thread in threading.enumerate())  # they do not pay
     assert len(source.reads) == len(set(source.reads))
     monkeypatch.setattr(samples_module, "KEEP_BYTES", 1000)
     source = Memory()

@@ -232,9 +232,18 @@ def test_completion_in_conflict_for_good_is_given_up_and_aborted(
 
 
 def test_upload_that_the_store_forgot_between_parts_starts_again(
-    server: Scripted, store: ObjectStore, source: Path
+    server: Scripted, store: ObjectStore, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = fault(404, "NoSuchUpload")
+    both, answer = threading.Barrier(2), server.next_answer
+
+    def next_answer(request: str) -> Answer:
+        said = answer(request)
+        if said is gone and request.startswith("PUT"):
+            both.wait(60)  # a part that has not begun when another fails is not sent
+        return said
+
+    monkeypatch.setattr(server, "next_answer", next_answer)
     kept = Answer(200, source.read_bytes())
     server.script = [UPLOAD, gone, gone, gone, UPLOAD, PART, PART, COMPLETED, kept]
     store.put_file("k", source)
@@ -369,6 +378,7 @@ def tls_server(tmp_path: Path) -> Iterator[str]:
 def test_certificate_that_nobody_signed_is_a_tls_failure(
     server: Scripted, tls_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("cluster.storage.s3.CONNECT_TIMEOUT_S", 60.0)
     monkeypatch.setenv("AWS_ENDPOINT_URL", tls_server)
     with pytest.raises(StoreUnavailable, match=r"TLS handshake failed .*AWS_CA_BUNDLE"):
         open_store("s3://bucket/prefix").get("k")
@@ -377,18 +387,19 @@ def test_certificate_that_nobody_signed_is_a_tls_failure(
 def test_endpoint_without_tls_where_https_is_asked_for_is_a_tls_failure(
     server: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("cluster.storage.s3.CONNECT_TIMEOUT_S", 60.0)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://127.0.0.1:{server.server_port}")
     with pytest.raises(StoreUnavailable, match="TLS handshake failed"):
         open_store("s3://bucket/prefix").get("k")
 
 
 def test_endpoint_that_cannot_be_reached_is_a_clear_sentence(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        refusing = f"http://127.0.0.1:{taken.getsockname()[1]}"
-    for endpoint in (refusing, "http://no-such-host.invalid"):
-        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        with pytest.raises(StoreUnavailable, match=r"could not be reached \(check AWS_ENDPOINT_URL"):
-            open_store("s3://bucket/prefix").get("k")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # does not listen, and nobody else can
+        for endpoint in (f"http://127.0.0.1:{taken.getsockname()[1]}", "http://no-such-host.invalid"):
+            monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+            with pytest.raises(StoreUnavailable, match=r"could not be reached \(check AWS_ENDPOINT_URL"):
+                open_store("s3://bucket/prefix").get("k")
 
 
 def test_endpoint_that_never_answers_times_out(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:

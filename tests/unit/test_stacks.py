@@ -82,6 +82,7 @@ def test_programs_write_their_stacks_themselves_where_py_spy_cannot(
     ranks.start(1, WRITES_ITSELF)
     ranks.start(2, MUTE)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))  # py-spy is looked for beside it
+    monkeypatch.setattr(stacks, "_LINES_S", 3.0)
     first, second, third = ranks.dump(tmp_path / "stacks", 60.0)
     assert "deep_inside" in first and "deep_inside" in second
     assert "no stacks: py-spy cannot be started" in third and "State:" in third

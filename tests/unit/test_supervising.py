@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -77,6 +78,8 @@ def sleeper() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
 
     def start(**env: str) -> subprocess.Popen[bytes]:
         started.append(subprocess.Popen(SLEEP, env={**os.environ, **env}))
+        while not Path(f"/proc/{started[-1].pid}/environ").read_bytes():
+            time.sleep(0.01)  # the kernel has not set it up yet
         return started[-1]
 
     yield start

@@ -56,7 +56,7 @@ def test_effect_is_tried_again_soon_although_the_clock_was_set_back_an_hour(
     world.submit()
     world.loop.tick()
     (launch,) = world.store.pending_effects("j")
-    world.store.effect_failed(launch, "no answer", retry_at=time.time() + 20)
+    world.store.effect_failed(launch, "no answer", retry_at=time.time() + 29)
     effects.step()
     assert ran == [] and effects._running == {}, "its time has not come"
     world.store.effect_failed(launch, "no answer", retry_at=time.time() + 3600)

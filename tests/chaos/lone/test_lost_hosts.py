@@ -11,16 +11,16 @@ from cluster.storage import open_store
 from cluster.storage.chain.checkpoints import CheckpointStore
 from orchestrator.store import Store
 from tests.chaos.lone.conftest import LEASE_S
-from tests.support.ray_hosts import Cluster
+from tests.support.ray_hosts import Cluster, all_are_heard
 
 STEPS = 220
-PROGRAM = ("--steps", STEPS, "--step_s", 0.1, "--commit_every", 20)  # beyond a lease, from step 25 on
+PROGRAM = ("--steps", STEPS, "--step_s", 0.1, "--commit_every", 20, "--crawl_at", 60)  # beyond a lease
 
 
 def training_away_from_the_head(cluster: Cluster) -> tuple[str, int, int]:
     """A job past its first checkpoint; a host of it other than the head's, and its node rank."""
     job = cluster.submit(*PROGRAM)
-    status = cluster.wait(job, lambda s: s["progress"]["step"] > 25 and s["checkpoint"] is not None)
+    status = cluster.wait(job, lambda s: s["progress"]["step"] > 25 and s["checkpoint"] and all_are_heard(s, 2))
     hosts = status["attempts"][0]["hosts"]
     rank = next(rank for rank, host in enumerate(hosts) if host != "rexhost1")
     return job, int(hosts[rank].removeprefix("rexhost")), rank

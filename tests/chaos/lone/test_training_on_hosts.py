@@ -15,7 +15,7 @@ KINDS = ["kill_worker", "power_off", "stop_store"]
 @pytest.mark.timeout(1800)
 def test_training_under_faults_ends_with_the_bits_of_an_undisturbed_run(cluster: Cluster) -> None:
     report = cluster.folder / "training.md"
-    canary = training(cluster, steps=150, hang_s=20.0)
+    canary = training(cluster, steps=150, hang_s=120.0)
     done = run(cluster, report, timeout_s=1700, kinds=KINDS, seed=5, canary=canary, pause_s=6.0)
     assert done.returncode == 0, f"{done.stderr}\n{report.read_text() if report.exists() else ''}"
     trials = json.loads(report.with_suffix(".json").read_text())["trials"]

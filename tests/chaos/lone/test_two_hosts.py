@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from tests.support.ray_hosts import Cluster
+from tests.support.ray_hosts import Cluster, all_are_heard
 from tests.support.rex import REXCTL, counting_spec
 
 
@@ -17,9 +17,9 @@ def test_gang_over_two_hosts_runs_to_its_end(cluster: Cluster) -> None:
 
 
 def test_first_fault_on_one_host_ends_the_gang_on_both_and_it_resumes(cluster: Cluster) -> None:
-    job = cluster.submit("--steps", 120, "--commit_every", 15)
+    job = cluster.submit("--steps", 120, "--crawl_at", 40, "--commit_every", 15)
     status = cluster.wait(
-        job, lambda s: s["progress"]["step"] > 20 and s["checkpoint"] is not None and len(s["ranks"]) == 2
+        job, lambda s: s["progress"]["step"] > 20 and s["checkpoint"] is not None and all_are_heard(s, 2)
     )
     host, pid = int(status["attempts"][0]["hosts"][1].removeprefix("rexhost")), str(status["ranks"][1]["pid"])
     raylet = cluster.hosts.run(host, ["pgrep", "-o", "-f", "raylet/raylet"]).stdout.strip()
@@ -38,10 +38,10 @@ def test_first_fault_on_one_host_ends_the_gang_on_both_and_it_resumes(cluster: C
 def test_death_of_an_agent_ends_the_gang_on_all_hosts_while_nobody_decides_anything(cluster: Cluster) -> None:
     """Supervisors tell each other. The canary's ranks need nobody: without that word the others would count on."""
     job = cluster.submit_canary("--steps", 6000, "--step_s", 0.1, "--commit_every", 10, nodes=3)
-    status = cluster.wait(job, lambda s: s["progress"]["step"] > 5 and len(s["ranks"]) == 3)
-    control_plane = cluster.hosts.run(1, ["pgrep", "-f", "orchestrator.daemon"]).stdout.split()
-    node = status["nodes"][1]
-    assert len(control_plane) == 2
+    status = cluster.wait(job, lambda s: s["progress"]["step"] > 5 and all_are_heard(s, 3))
+    node, deadline = status["nodes"][1], time.monotonic() + 60
+    while len(control_plane := cluster.hosts.run(1, ["pgrep", "-f", "orchestrator.daemon"]).stdout.split()) != 2:
+        assert time.monotonic() < deadline, control_plane
     cluster.hosts.run(1, ["kill", "-STOP", *control_plane])
     try:
         cluster.hosts.run(int(node["host"].removeprefix("rexhost")), ["kill", "-9", str(node["agent"])])

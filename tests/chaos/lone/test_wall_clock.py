@@ -12,27 +12,29 @@ from cluster.storage import open_store
 from cluster.storage.chain.checkpoints import CheckpointStore
 from orchestrator.store import Store
 from tests.support.clocks import Clocks, missing_for_clocks
-from tests.support.ray_hosts import Cluster
+from tests.support.ray_hosts import Cluster, all_are_heard
+
+STEPS = 600
 
 
 def is_ahead(store: Store, job: str, rank: int, by_s: float, _: object) -> bool:
     """Is that rank's newest heartbeat from a clock which is ahead of ours by so much, give or take ten minutes?"""
-    (at,) = [beat["at"] for beat in store.attempt(job, 1).view["ranks"] if beat["rank"] == rank]
-    return bool(abs(at - time.time() - by_s) < 600)
+    told = [beat["at"] for beat in store.attempt(job, 1).view["ranks"] if beat["rank"] == rank]
+    return any(abs(at - time.time() - by_s) < 600 for at in told)
 
 
 def test_wall_clock_that_jumps_an_hour_forward_and_back_moves_nothing_but_what_people_read(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the third host, for its Ray node, agent, supervisor, msrun and rank. (S3 refuses whoever is a quarter of an
-    hour off: if that rank is the one that commits, its commits wait until the clock is right.)"""
+    hour off. Were that rank the one that commits, its commits would wait for half a minute: it commits at the end.)"""
     if lacking := missing_for_clocks():
         pytest.skip(f"not run: a clock that jumps: {lacking}")
     clocks, store = Clocks(cluster.hosts), Store(cluster.home.database_url)
     cluster.renew(3, clocks.env)
-    arguments = ("--steps", 150, "--step_s", 0.1, "--commit_every", 10)
-    job = cluster.submit_canary(*arguments, nodes=3, env=clocks.env, limits={"hang_s": 10})
-    status = cluster.wait(job, lambda s: s["progress"]["step"] > 20)
+    arguments = ("--steps", STEPS, "--step_s", 0.1, "--commit_every", STEPS)
+    job = cluster.submit_canary(*arguments, nodes=3, env=clocks.env, limits={"hang_s": 600})
+    status = cluster.wait(job, lambda s: all_are_heard(s, 3) and s["progress"]["step"] > 20)
     (node,) = [node for node in status["nodes"] if node["host"] == "rexhost3"]
     for part in ("agent", "supervisor"):
         assert "libfaketime" in cluster.hosts.run(3, ["cat", f"/proc/{node[part]}/environ"]).stdout
@@ -47,4 +49,4 @@ def test_wall_clock_that_jumps_an_hour_forward_and_back_moves_nothing_but_what_p
     newest = CheckpointStore(open_store(row.store_uri, row.commit_protocol), job).newest()
     assert newest is not None
     files = [file.sha256 for file in newest.files if not file.history]
-    assert (newest.step, newest.certificate, files) == result(150)
+    assert (newest.step, newest.certificate, files) == result(STEPS)

@@ -14,7 +14,7 @@ from tests.support.rex import Rex
 @pytest.fixture(scope="package")
 def rex() -> Iterator[Rex]:
     with tempfile.TemporaryDirectory(prefix="rex") as folder:  # short: Ray's sockets live below it
-        rex = Rex(Path(folder), slots=2, lease_s=15.0, log_limit_mib=1)
+        rex = Rex(Path(folder), slots=2, lease_s=40.0, log_limit_mib=1)
         brought_up = rex("up")
         assert brought_up.returncode == 0, brought_up.stderr
         try:

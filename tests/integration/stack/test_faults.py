@@ -37,7 +37,17 @@ def final_state(rex: Rex, job: str) -> bytes:
 
 
 def training_past(step: int) -> Any:
-    return lambda s: s["state"] == "running" and s["progress"]["step"] > step and s["checkpoint"] is not None
+    return lambda s: (
+        s["state"] == "running"
+        and s["progress"]["step"] > step
+        and s["checkpoint"] is not None
+        and all(node["agent"] and node["supervisor"] for node in s["nodes"])  # none for a moment, if an agent was late
+    )
+
+
+def lasting_spec(path: Path, until: Path, *arguments: object) -> Path:
+    """Of a job that does not end before the test has touched a file, however late it comes to that."""
+    return counting_spec(path, "--steps", STEPS, "--crawl_at", 40, "--until", until, "--commit_every", 15, *arguments)
 
 
 @pytest.fixture
@@ -92,7 +102,7 @@ def test_cancel_keeps_the_checkpoint_and_resume_goes_on_from_it(rex: Rex, spec: 
 
 
 def test_killed_control_plane_leaves_the_training_untouched(rex: Rex, tmp_path: Path) -> None:
-    job = rex.submit(counting_spec(tmp_path / "c.yaml", "--steps", STEPS, "--step_s", 0.12, "--commit_every", 15))
+    job = rex.submit(lasting_spec(tmp_path / "c.yaml", gate := tmp_path / "gate"))
     before = rex.wait(job, training_past(20))
     control = rex.stack.service("control")
     assert control is not None
@@ -100,14 +110,15 @@ def test_killed_control_plane_leaves_the_training_untouched(rex: Rex, tmp_path: 
     time.sleep(1.0)  # real work goes on meanwhile, seen by nobody
     assert all(Path(f"/proc/{rank['pid']}").exists() for rank in before["ranks"])
     assert rex("up").returncode == 0
+    gate.touch()
     ended = rex.finish(job)
-    assert ended["state"] == "succeeded" and len(ended["attempts"]) == 1
+    assert ended["state"] == "succeeded" and len(ended["attempts"]) == 1, ended["attempts"]
     assert final_state(rex, job) == expected(STEPS)
 
 
 def test_flipped_byte_in_the_newest_checkpoint_is_found_and_the_one_before_used(rex: Rex, spec: Path) -> None:
     job = rex.submit(spec)
-    rex.wait(job, training_past(35))
+    rex.wait(job, lambda s: (s["checkpoint"] or {"step": 0})["step"] >= 30)  # there is one before the newest
     assert rex("cancel", job).returncode == 0
     cancelled = rex.finish(job)
     newest = cancelled["checkpoint"]["manifest"]
@@ -143,7 +154,7 @@ def test_killed_supervisor_takes_its_workers_along_and_the_job_resumes(rex: Rex,
 @pytest.mark.parametrize("stopped", ["supervisor", "agent"])
 def test_stopped_supervisor_or_agent_ends_the_attempt_within_its_lease(rex: Rex, tmp_path: Path, stopped: str) -> None:
     """SIGSTOP: alive, silent, and for nobody to be waited for. Nothing of the attempt runs when the next one starts."""
-    job = rex.submit(counting_spec(tmp_path / "c.yaml", "--steps", STEPS, "--step_s", 0.3, "--commit_every", 15))
+    job = rex.submit(counting_spec(tmp_path / "c.yaml", "--steps", 5000, "--step_s", 0.3, "--commit_every", 15))
     status = rex.wait(job, training_past(16))
     pid = status["nodes"][0][stopped]
     os.kill(pid, signal.SIGSTOP)
@@ -157,8 +168,8 @@ def test_stopped_supervisor_or_agent_ends_the_attempt_within_its_lease(rex: Rex,
 
 
 def test_rank_that_makes_no_step_is_given_up_with_its_stacks_and_the_job_resumes(rex: Rex, tmp_path: Path) -> None:
-    program = ("--steps", 200, "--commit_every", 15, "--hang_at", 20, "--fail_rank", 1)
-    job = rex.submit(counting_spec(tmp_path / "c.yaml", *program, limits={"hang_s": 4}))
+    program = ("--steps", 80, "--commit_every", 15, "--hang_at", 20, "--fail_rank", 1, "--crawl_at", 30)
+    job = rex.submit(counting_spec(tmp_path / "c.yaml", *program, limits={"hang_s": 15}))
     ended = rex.finish(job)
     first, second = ended["attempts"]
     assert (ended["state"], first["cause"], second["cause"]) == ("succeeded", "hang", "done"), ended["attempts"]
@@ -172,7 +183,7 @@ def test_rank_that_makes_no_step_is_given_up_with_its_stacks_and_the_job_resumes
 def test_exit_64_fails_at_once_with_the_programs_own_words(rex: Rex, tmp_path: Path) -> None:
     spec = counting_spec(tmp_path / "c.yaml", "--steps", 50, "--fail_at", 3, "--code", 64)
     ended = rex.finish(rex.submit(spec))
-    assert (ended["state"], ended["cause"], len(ended["attempts"])) == ("failed", "config", 1)
+    assert (ended["state"], ended["cause"], len(ended["attempts"])) == ("failed", "config", 1), ended["attempts"]
     assert "told to fail" in ended["detail"]
 
 
@@ -212,7 +223,7 @@ def test_job_that_does_not_fit_now_waits_and_says_for_whom(rex: Rex, tmp_path: P
 
 def test_cancel_while_the_control_plane_is_down_still_drains(rex: Rex, tmp_path: Path) -> None:
     """The grace counts from when the workers are told, not from the wish: here it has long passed by then."""
-    spec = counting_spec(tmp_path / "c.yaml", "--steps", 9999, "--commit_every", 5000, limits={"drain_grace_s": 1})
+    spec = counting_spec(tmp_path / "c.yaml", "--steps", 9999, "--commit_every", 5000)
     job = rex.submit(spec)
     rex.wait(job, lambda s: s["progress"]["step"] > 20)
     control = rex.stack.service("control")
@@ -232,7 +243,8 @@ def test_stopped_ray_node_is_nothing_to_a_job_that_trains_and_an_ended_campaign_
     rex: Rex, tmp_path: Path
 ) -> None:
     plan, report = tmp_path / "plan.yaml", tmp_path / "report.md"
-    plan.write_text("{kinds: [stop_ray_node], count: 2, pause_s: 4.0, canary: {steps: 120, step_s: 0.1}}")
+    canary = "{steps: 20, step_s: 0.6, commit_every: 5}"  # not a hang for 12 s
+    plan.write_text(f"{{kinds: [stop_ray_node], count: 2, pause_s: 4.0, canary: {canary}}}")
     command = ["chaos", str(plan), "--report", str(report)]
     campaign = rex.start(*command)
     while not report.with_suffix(".json").exists():
@@ -240,12 +252,12 @@ def test_stopped_ray_node_is_nothing_to_a_job_that_trains_and_an_ended_campaign_
         time.sleep(0.1)
     campaign.terminate()
     campaign.communicate(timeout=120)
-    (first,) = json.loads(report.with_suffix(".json").read_text())["trials"]
+    begun = json.loads(report.with_suffix(".json").read_text())["trials"]
     done = rex(*command, "--resume")
     assert done.returncode == 0, f"{done.stderr}{report.read_text()}"
-    assert "going on after 1 of 2 faults" in done.stderr
+    assert f"going on after {len(begun)} of 2 faults" in done.stderr
     trials = json.loads(report.with_suffix(".json").read_text())["trials"]
-    assert [trial["causes"] for trial in trials] == [["done"], ["done"]] and trials[0] == first
+    assert [trial["causes"] for trial in trials] == [["done"], ["done"]] and trials[: len(begun)] == begun
     assert all(trial["struck"]["what"] == "ray_node" for trial in trials)
     other = rex(*command, "--resume", "--seed", "3")
     assert other.returncode == 2 and "the report is of another plan (seed)" in other.stderr
@@ -260,7 +272,7 @@ def test_campaign_that_is_ended_undoes_its_fault_and_leaves_no_job(rex: Rex, tmp
     control = rex.stack.service("control")
     assert control is not None
     driver = int(Path(f"/proc/{control.pid}/task/{control.pid}/children").read_text().split()[0])
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while _state(driver) != "T":
         assert campaign.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
@@ -280,7 +292,7 @@ def _state(pid: int) -> str:
 
 
 def test_killed_ray_is_brought_up_again_and_the_job_resumes(rex: Rex, tmp_path: Path) -> None:
-    job = rex.submit(counting_spec(tmp_path / "c.yaml", "--steps", STEPS, "--step_s", 0.12, "--commit_every", 15))
+    job = rex.submit(lasting_spec(tmp_path / "c.yaml", tmp_path / "gate"))
     rex.wait(job, training_past(20))
     ray = rex.stack.service("ray")
     assert ray is not None
@@ -296,10 +308,11 @@ def test_killed_ray_is_brought_up_again_and_the_job_resumes(rex: Rex, tmp_path: 
 
 def test_killed_mlflow_does_not_hold_up_the_job(rex: Rex, tmp_path: Path) -> None:
     """Its connections are refused. One that takes them and answers none is a fault on hosts (`stop_mlflow`)."""
-    job = rex.submit(counting_spec(tmp_path / "c.yaml", "--steps", 60, "--commit_every", 15))
+    job = rex.submit(lasting_spec(tmp_path / "c.yaml", gate := tmp_path / "gate"))
     rex.wait(job, training_past(16))
     mlflow = rex.stack.service("mlflow")
     assert mlflow is not None
     os.kill(mlflow.pid, signal.SIGKILL)
+    gate.touch()
     ended = rex.finish(job)
-    assert (ended["state"], len(ended["attempts"])) == ("succeeded", 1)
+    assert (ended["state"], len(ended["attempts"])) == ("succeeded", 1), ended["attempts"]

@@ -46,10 +46,11 @@ def test_rank_that_prints_without_end_keeps_its_first_and_its_newest_lines(rex: 
 
 
 def test_killed_rank_leaves_its_last_words(rex: Rex, tmp_path: Path) -> None:
-    job = rex.submit(counting_spec(tmp_path / "b.yaml", "--steps", 400, "--crawl_at", 40, "--say_steps", name="last"))
+    job = rex.submit(counting_spec(tmp_path / "b.yaml", "--steps", 9999, "--crawl_at", 40, "--say_steps", name="last"))
+    rex.wait(job, lambda s: bool(s["attempts"]))
     follower = rex.start("logs", "-f", job, "--attempt", "1", "--json")
     os.kill(rex.wait_for_rank(job, 1, past=10), signal.SIGKILL)
-    output, _ = follower.communicate(timeout=100)
+    output, _ = follower.communicate(timeout=300)
     assert follower.returncode == 0
     lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     steps = [int(line["line"].split()[1]) for line in lines if line["rank"] == 1 and line["line"].startswith("step")]

@@ -34,13 +34,14 @@ def start(job):
 gangs = Gangs(sys.argv[1])
 gangs.connect()
 quick, slow = start("quick"), start("slow")
-ray.get(quick.go.remote())
+ray.get([quick.go.remote(), slow.__ray_ready__.remote()])
 both = [("quick", 1, 1), ("slow", 1, 1)]
 
 def answers():
     views = gangs.poll(both)
     return [(view.answer, (view.report or {}).get("polls")) for job, attempt, _ in both for view in views[job, attempt]]
 
+gang._POLL_S, gang._ASK_AGAIN_S = 0.5, 3600.0
 gangs.poll(both[1:])
 gang._POLL_S = 3600.0  # whoever waits for it now, waits too long
 print(answers())
