@@ -21,7 +21,7 @@ from cluster.node.ending import ENDED_FILE, ENV_SUPERVISES
 from cluster.node.processes import find_by_environment, started_at
 from jobs.contract import ENV_TOKEN
 
-_ENDING_S = 12.0  # a supervisor that has said how its attempt ended is about to end itself
+_ENDING_S = 12.0  # for a supervisor that has said how its attempt ended; a campaign waits for our answer for 15
 _FILLINGS = 5  # tries to take all of a disk on which others write
 VICTIMS = ("worker", "msrun", "scheduler", "supervisor", "agent", "ray_node")
 
@@ -77,10 +77,10 @@ def strike(how: str, victim: str, token: str, agent: int | None, pause_s: float)
     born = started_at(pid) if pid is not None else None
     if pid is None or born is None:
         return None
-    if how == "stop":
-        _apart(pause_s, ["stop", str(pid), str(born)])
-    else:
+    if how == "kill":
         os.kill(pid, signal.SIGKILL)
+    elif not _apart(pause_s, ["stop", str(pid), str(born)]):
+        return None
     return {"pid": pid, "at": time.time()}
 
 
@@ -88,7 +88,8 @@ def fill_disk(folder: str, pause_s: float, keep_bytes: int = 0) -> dict[str, Any
     """Leave `keep_bytes` of the folder's file system; the file goes after `pause_s`."""
     path = Path(folder, f".chaos-{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    _apart(pause_s, ["unlink", str(path), "0"])
+    if not _apart(pause_s, ["unlink", str(path), "0"]):
+        raise OSError(f"{path} would not be removed again: no process could be started for that")
     with path.open("wb") as file:
         for _ in range(_FILLINGS):
             space = os.statvfs(folder)
@@ -103,28 +104,33 @@ def fill_disk(folder: str, pause_s: float, keep_bytes: int = 0) -> dict[str, Any
     return {"path": str(path), "size_bytes": size_bytes, "at": time.time()}
 
 
-def _apart(wait_s: float, what: list[str]) -> None:
-    """Have `what` done, or undone, in a process that nobody's end takes along."""
-    subprocess.run(
+def _apart(wait_s: float, what: list[str]) -> bool:
+    """Have `what` done, or undone, in a process that nobody's end takes along; False if it did not get to it."""
+    done = subprocess.run(
         [sys.executable, "-m", "cluster.chaos.faults", str(wait_s), *what],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        check=True,
+        check=False,
     )
+    return done.returncode == 0
 
 
 def main(arguments: list[str]) -> int:
     """WAIT_S stop PID START | WAIT_S unlink PATH 0: fork off; stop, wait, go on; or wait and unlink.
 
-    One process stops and lets go on: with two, the second may come first, and what is stopped stays so.
+    One process stops and lets go on: with two, the second may come first, and what is stopped stays so. Ends with 0
+    once it is stopped, with 1 if it is not that process any more.
     """
     wait_s, what, name, born = float(arguments[0]), *arguments[1:]
+    told, tell = os.pipe()
     if os.fork() > 0:
-        return 0
+        os.close(tell)
+        return 0 if os.read(told, 1) else 1
     os.setsid()
-    if what == "stop":
-        _signal(int(name), int(born), signal.SIGSTOP)
+    if what == "stop" and not _signal(int(name), int(born), signal.SIGSTOP):
+        return 1
+    os.write(tell, b"!")
     time.sleep(wait_s)
     if what == "stop":
         _signal(int(name), int(born), signal.SIGCONT)
@@ -133,9 +139,12 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _signal(pid: int, born: int, number: signal.Signals) -> None:
-    if started_at(pid) == born:
-        os.kill(pid, number)
+def _signal(pid: int, born: int, number: signal.Signals) -> bool:
+    """Send it, if the process still is the one that began then."""
+    if started_at(pid) != born:
+        return False
+    os.kill(pid, number)
+    return True
 
 
 def _left_of(tokens: Iterable[str]) -> list[str]:

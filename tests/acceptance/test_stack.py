@@ -95,6 +95,7 @@ def test_secret_named_by_the_job_reaches_the_worker_and_no_file(rex: Rex, tmp_pa
     # connection, and a later reader would see yesterday's rows (https://www.sqlite.org/howtocorrupt.html, 2.2).
     looked = ["grep", "-rlsF", SECRET, str(rex.home.path)]
     found = subprocess.run(looked, capture_output=True, text=True, check=False)
+    assert rex.home.path.is_dir()
     assert found.stdout == "" and found.returncode in (1, 2), "2: a file went while grep looked"
 
 

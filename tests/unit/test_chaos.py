@@ -30,6 +30,7 @@ from orchestrator.chaos.campaign import Campaign, Trial, canary_spec
 from orchestrator.chaos.oracle import MISSED, UNASKED, Evidence, is_lost, overlaps, verdict
 from orchestrator.chaos.plan import KINDS, Canary, Fault, Plan, faults, read_plan
 from orchestrator.chaos.report import Findings, page, read, write
+from orchestrator.chaos.strikes import Strikes
 from orchestrator.settings import Home
 from orchestrator.stack import Stack
 
@@ -341,6 +342,32 @@ def test_stopped_process_goes_on_by_itself_after_its_pause(sleeper: subprocess.P
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert stat(sleeper.pid) != "T"
+
+
+def test_who_has_become_another_is_not_stopped(sleeper: subprocess.Popen[bytes]) -> None:
+    assert not node_faults._apart(0.0, ["stop", str(sleeper.pid), "1"])
+    assert stat(sleeper.pid) != "T"
+
+
+@pytest.mark.parametrize("end", [SystemExit(143), SpecError("commands.stop_store ended with 1")])
+def test_end_in_mid_strike_leaves_nothing_struck(monkeypatch: pytest.MonkeyPatch, end: BaseException) -> None:
+    """As by SIGTERM to the campaign while the plan's command runs: it may have done its work by then."""
+    ran: list[str] = []
+
+    def run(self: Strikes, name: str, node: dict[str, Any] | None = None) -> None:
+        ran.append(name)
+        if not name.startswith(("start", "heal")):
+            raise end
+
+    monkeypatch.setattr(Strikes, "_run", run)
+    stack = SimpleNamespace(home=SimpleNamespace(settings=SimpleNamespace(lease_s=600.0)))
+    strikes = Strikes(Plan(pause_s=600.0), cast(Any, None), cast(Any, stack))
+    attempt = SimpleNamespace(nodes=[{"host": "h1", "address": "a1"}])
+    for kind in ("stop_store", "cut_network"):
+        with pytest.raises(type(end)):
+            strikes.strike(Fault(seed=1, number=1, kind=kind, at=0.5, pick=0.0), cast(Any, attempt), {})
+    assert strikes.mend(at_once=True) == []
+    assert sorted(ran) == ["cut", "heal", "start_store", "stop_store"]
 
 
 def test_killed_victim_is_dead_and_a_missing_one_is_told(sleeper: subprocess.Popen[bytes]) -> None:
